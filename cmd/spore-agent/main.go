@@ -1,0 +1,62 @@
+// Command spore-agent is process 1 of a spore guest. It is started by the guest's kernel and by nobody else.
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sporevm/spore/internal/guest/agent"
+	"github.com/sporevm/spore/internal/guest/api"
+	"github.com/sporevm/spore/internal/guest/boot"
+	"golang.org/x/sys/unix"
+)
+
+// version is set by the build.
+var version = "unknown"
+
+func main() {
+	boot.Main(serve)
+}
+
+// serve answers the host, one session after the other, until the port fails.
+func serve(g boot.Guest) error {
+	ctx := context.Background()
+	user, err := agent.NewUserCgroup(boot.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	group, err := unix.Open(user.Path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // open for as long as the machine lives
+	if err != nil {
+		return fmt.Errorf("opening the control group of user processes: %w", err)
+	}
+	if err := agent.SetLoopback(); err != nil {
+		return err
+	}
+	children := agent.NewChildren()
+	go children.ReapOrphans(ctx)
+
+	var server *agent.Server
+	machine, err := agent.NewMachine(user, agent.MachineOptions{
+		Version:    version,
+		Fatal:      boot.Fatal,
+		SetContext: func(c api.Context) { server.SetContext(c) },
+	})
+	if err != nil {
+		return err
+	}
+	server = agent.New(agent.Options{
+		Version:  version,
+		CgroupFD: group,
+		Children: children,
+		Wake:     machine.Wake,
+		Quiesce:  machine.Quiesce,
+	})
+	for {
+		conn, err := g.Port.Accept()
+		if err != nil {
+			return err
+		}
+		// A session that breaks is the host's affair; the next one starts afresh.
+		_ = agent.ServeConn(ctx, conn, server)
+	}
+}

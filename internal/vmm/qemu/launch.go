@@ -1,0 +1,126 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// vmmUser is the user and group that a VMM runs as when spore itself runs as root. It is a number, not a name, so that nothing has to be created
+// on the host; it owns no files, and all that a VMM needs is handed to it as open descriptors.
+const vmmUser = 64235
+
+// launch starts cmd so that it can't outlive this process and can't punch holes into the files it maps. It returns when the process runs; the
+// caller waits for it.
+//
+// The thread that starts the process is given to it for life: the kernel ties "die with your parent" to the parent's thread, and a seccomp filter
+// set on a thread is inherited by what the thread starts. The thread ends with the process and is never used for anything else.
+func launch(cmd *exec.Cmd) (wait func() error, err error) {
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		attr.Credential = &syscall.Credential{Uid: vmmUser, Gid: vmmUser, Groups: kvmGroup()}
+	}
+	cmd.SysProcAttr = attr
+
+	// Descriptors that our own parent left open for us are not for the VMM. Go's own are closed on exec already.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keeping descriptors from the VMM: %w", err)
+	}
+	started := make(chan error, 1)
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
+		if err := filterFallocate(); err != nil {
+			started <- err
+			return
+		}
+		if err := cmd.Start(); err != nil {
+			started <- fmt.Errorf("starting %s: %w", cmd.Path, err)
+			return
+		}
+		started <- nil
+		ended <- cmd.Wait()
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return func() error { return <-ended }, nil
+}
+
+// kvmGroup returns the group of /dev/kvm where only its group may open it, so that the unprivileged VMM can.
+func kvmGroup() []uint32 {
+	var st unix.Stat_t
+	if unix.Stat("/dev/kvm", &st) != nil || st.Gid == 0 || st.Mode&0o060 != 0o060 {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
+
+// filterFallocate makes fallocate(2) do nothing, successfully, in this thread and in the processes that it starts.
+//
+// A guest that reports free pages makes QEMU discard them, which for a file-backed memory means: punch a hole into the *file*, then drop the private
+// page. The file is shared by all machines of a snapshot and must never change; dropping the private page alone is exactly what is wanted.
+func filterFallocate() error {
+	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	if !ok {
+		return fmt.Errorf("no system call filter for %s hosts", runtime.GOARCH)
+	}
+	const offNumber, offArch = 0, 4 // in struct seccomp_data
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offArch},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: arch, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_KILL_PROCESS},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offNumber},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_FALLOCATE, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO}, // with error number 0: success
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("giving up new privileges: %w", err)
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if errno != 0 {
+		return fmt.Errorf("installing the system call filter: %w", errno)
+	}
+	return nil
+}
+
+// socketPair returns two connected stream sockets: ours as a file, and the one to hand over.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making the %s channel: %w", name, err)
+	}
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// memoryFile returns an anonymous file that any process which is handed its descriptor may open again.
+func memoryFile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("making memory for the %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := errors.Join(f.Chmod(0o666), writeAt(f, content)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("filling the %s: %w", name, err)
+	}
+	return f, nil
+}
+
+func writeAt(f *os.File, p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := f.WriteAt(p, 0)
+	return err
+}
