@@ -1,0 +1,83 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// resumeTimeout bounds the time from running CPUs to the agent's answer.
+const resumeTimeout = 60 * time.Second
+
+// ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
+type ResumeOptions struct {
+	Accel string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+}
+
+// Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
+func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, p Progress) (_ *Sandbox, err error) {
+	begin := time.Now()
+	meta := *snap.Metadata()
+	if !meta.HasMemory() {
+		return nil, fmt.Errorf("snapshot %s has a disk but no memory: there is nothing to wake; boot it with create --from", snap.ID())
+	}
+	accel, err := vmm.ParseAccel(o.Accel)
+	if err != nil {
+		return nil, err
+	}
+	if accel == vmm.Auto {
+		accel = vmm.Accel(meta.Engine.Accel)
+	}
+	if err := h.compatible(ctx, meta, accel); err != nil {
+		return nil, err
+	}
+	state, err := snap.State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{host: h, id: uuid.New(), meta: meta, parent: snap}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	opened := time.Now()
+	p.Phase("memory")
+	if s.memory, err = h.Snapshots.FlatMemory(ctx, snap, p.Advance); err != nil {
+		return nil, err
+	}
+	s.before = s.memory
+	laidOut := time.Now()
+	p.Phase("wake")
+	config := vmm.Config{
+		Arch: meta.Arch, CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes,
+		Accel: accel, Network: vmm.Network(meta.Net), State: state,
+	}
+	if err := s.start(ctx, config); err != nil {
+		return nil, err
+	}
+	started := time.Now()
+	timed, cancel := context.WithTimeoutCause(ctx, resumeTimeout, fmt.Errorf("no answer from its agent in %v", resumeTimeout))
+	defer cancel()
+	if err := s.connect(timed); err != nil {
+		return nil, fmt.Errorf("waking snapshot %s: %w", snap.ID(), err)
+	}
+	end, vm := time.Now(), s.machine.Phases()
+	s.phases = Phases{Open: opened.Sub(begin), Memory: laidOut.Sub(opened), Spawn: vm.Spawn, Load: vm.Load, Wake: end.Sub(started), Total: end.Sub(begin)}
+	return s, nil
+}
+
+// compatible refuses a snapshot that this host can't run, naming the field that differs.
+func (h *Host) compatible(ctx context.Context, meta snapshot.Metadata, accel vmm.Accel) error {
+	have, err := h.Engine.Describe(ctx, meta.Arch, accel)
+	if err != nil {
+		return err
+	}
+	return meta.Compatible(hostInfo(meta.Arch, have))
+}
