@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+// What the field's tools assume where a flag is left out.
+const (
+	fieldStorage = ".local-build"
+	fieldImage   = "e2bdev/base:latest"
+)
+
+// buildFlags are what create-build and resume-build share.
+type buildFlags struct {
+	from, to, storage, sandboxDir string
+}
+
+func (f *buildFlags) register(c *cobra.Command) {
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.from, "from-build", "", "build to start from")
+	flags.StringVar(&f.to, "to-build", "", "UUID of the build to make")
+	flags.StringVar(&f.storage, "storage", fieldStorage, "folder with the builds")
+	flags.StringVar(&f.sandboxDir, "sandbox-dir", "", "folder for live machines; a short path (default SANDBOX_DIR, or the user's run folder)")
+	c.Annotations = map[string]string{fieldFlags: "yes"}
+}
+
+// apply makes the storage folder the store, with cache and kernels below it unless the environment says otherwise.
+func (f *buildFlags) apply(a *app) {
+	if a.storePath == "" {
+		a.storePath = f.storage
+	}
+	outer, sandboxDir := a.Getenv, f.sandboxDir
+	storage := a.storePath
+	a.Getenv = func(name string) string {
+		if v := outer(name); v != "" && name != "SANDBOX_DIR" {
+			return v
+		}
+		switch name {
+		case "SNAPSHOT_CACHE_DIR":
+			return filepath.Join(storage, "snapshot-cache")
+		case "HOST_KERNELS_DIR":
+			// Kernels that `make kernel` has fetched for the user serve as well as a copy of their own.
+			if dir := filepath.Join(storage, "kernels"); isFolder(dir) {
+				return dir
+			}
+		case "SANDBOX_DIR":
+			return first(sandboxDir, outer(name))
+		}
+		return ""
+	}
+}
+
+func isFolder(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+func (a *app) createBuildCommand() *cobra.Command {
+	var f buildFlags
+	var machine machineFlags
+	var image, fromImage, template, start, ready, firecracker string
+	var hugepages bool
+	c := &cobra.Command{
+		Use:   "create-build --to-build UUID",
+		Short: "create, under the flags of the field's orchestrator",
+		Long: `Does what create does, under the names, flags and defaults of the field's orchestrator. Long flags also work with a single dash: -to-build UUID.
+
+Builds are kept in .local-build unless -storage says otherwise, with a cache beside them (SNAPSHOT_CACHE_DIR). SNAPSHOT_CACHE_DIR, HOST_KERNELS_DIR,
+SANDBOX_DIR and TARGET_ARCH are honoured. -firecracker and -hugepages are accepted and change nothing: machines run on QEMU, in ordinary pages.`,
+		Example: "  spore create-build -to-build 123e4567-e89b-42d3-a456-426614174000 -image debian:12 -start-cmd 'nginx' -ready-cmd 'curl -f localhost'",
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case f.to == "":
+				return usageErrorf("create-build needs -to-build UUID, the id of the build to make")
+			case f.from != "" && (cmd.Flags().Changed("image") || fromImage != ""):
+				return usageErrorf("choose one of -from-build and -image")
+			}
+			f.apply(a)
+			create := createFlags{machine: machine, from: f.from, id: f.to, labels: []string{"template=" + template}, start: start, ready: ready}
+			create.machine.accel, create.machine.net = "auto", "none"
+			for _, name := range []string{"firecracker", "hugepages"} {
+				if cmd.Flags().Changed(name) {
+					a.say("-%s changes nothing: machines run on QEMU, in ordinary pages", name)
+				}
+			}
+			if f.from != "" {
+				return a.create(cmd, create, nil)
+			}
+			return a.create(cmd, create, []string{first(fromImage, image)})
+		},
+	}
+	f.register(c)
+	flags := c.Flags()
+	flags.StringVar(&image, "image", fieldImage, "image to start from, in any form that create takes")
+	flags.StringVar(&fromImage, "fromImage", "", "the same as -image")
+	flags.StringVar(&template, "template", "local-template", "template id, kept as the label template")
+	machine.registerSizes(flags)
+	flags.StringVar(&machine.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR")
+	flags.StringVar(&firecracker, "firecracker", "", "accepted for compatibility")
+	flags.BoolVar(&hugepages, "hugepages", true, "accepted for compatibility")
+	flags.StringVar(&start, "start-cmd", "", "command to leave running in the snapshot")
+	flags.StringVar(&ready, "ready-cmd", "", "command that succeeds once the machine is ready to be frozen")
+	return c
+}

@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Docs returns the reference of the command line: the text of each page by its file name.
+func Docs() map[string]string {
+	a := &app{Streams: Streams{Getenv: func(string) string { return "" }}}
+	root := a.root()
+	root.InitDefaultHelpFlag()
+	pages := map[string]string{"README.md": indexPage(root)}
+	for _, c := range root.Commands() {
+		if documented(c) {
+			pages[c.Name()+".md"] = commandPage(c)
+		}
+	}
+	return pages
+}
+
+// WriteDocs writes the reference into a folder, and removes pages of commands that are no more.
+func WriteDocs(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("writing the reference: %w", err)
+	}
+	pages := Docs()
+	old, err := filepath.Glob(filepath.Join(dir, "*.md"))
+	if err != nil {
+		return fmt.Errorf("writing the reference: %w", err)
+	}
+	for _, path := range old {
+		if _, ok := pages[filepath.Base(path)]; !ok {
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("removing an old page: %w", err)
+			}
+		}
+	}
+	for name, text := range pages {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return fmt.Errorf("writing the reference: %w", err)
+		}
+	}
+	return nil
+}
+
+// documented leaves out what every cobra program has.
+func documented(c *cobra.Command) bool {
+	return !c.Hidden && c.Name() != "help" && c.Name() != "completion"
+}
+
+func indexPage(root *cobra.Command) string {
+	var b strings.Builder
+	b.WriteString("# Commands\n\n<!-- written by `make docs` -->\n\n| command | |\n|---|---|\n")
+	for _, c := range root.Commands() {
+		if documented(c) {
+			fmt.Fprintf(&b, "| [%s](%s.md) | %s |\n", c.Name(), c.Name(), c.Short)
+		}
+	}
+	b.WriteString("| completion | Print the completion script for bash, zsh, fish or powershell |\n")
+	b.WriteString("\nData goes to stdout, progress and errors to stderr. Progress is drawn on a terminal only, and never with `NO_COLOR`.\n")
+	b.WriteString("\n## Flags of all commands\n\n```\n" + flagText(root.PersistentFlags()) + "```\n")
+	b.WriteString("\n## Exit codes\n\n```\n" + exitCodeHelp + "\n```\n")
+	b.WriteString("\n## Environment\n\n| variable | meaning |\n|---|---|\n")
+	for _, v := range environment {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", v[0], v[1])
+	}
+	return b.String()
+}
+
+// environment is what spore reads from its environment.
+var environment = [][2]string{
+	{"SPORE_STORE", "folder with the snapshots; default `$XDG_DATA_HOME/spore/store`, which is `~/.local/share/spore/store`"},
+	{"HOST_KERNELS_DIR", "folder with guest kernels as `{version}/{arch}/vmlinux.bin`; default `$XDG_DATA_HOME/spore/kernels`"},
+	{"SNAPSHOT_CACHE_DIR", "folder for what can be made again: image disks, flat memory; default `$XDG_CACHE_HOME/spore`, which is `~/.cache/spore`"},
+	{"SANDBOX_DIR", "folder for live machines, a short path; default `$XDG_RUNTIME_DIR/spore`, `/run/spore` for root, `/tmp/spore-UID` without either"},
+	{"TARGET_ARCH", "architecture of guests, `amd64` or `arm64`; default the host's"},
+	{"NO_COLOR", "if set, nothing is drawn on the terminal"},
+	{"DOCKER_CONFIG", "folder of the docker configuration that holds registry credentials; default `~/.docker`"},
+}
+
+func commandPage(c *cobra.Command) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# spore %s\n\n<!-- written by `make docs` -->\n\n%s.\n\n```\n%s\n```\n", c.Name(), strings.TrimSuffix(c.Short, "."), c.UseLine())
+	if c.Long != "" {
+		fmt.Fprintf(&b, "\n%s\n", escapeLong(c.Long))
+	}
+	if c.Example != "" {
+		fmt.Fprintf(&b, "\n## Examples\n\n```\n%s\n```\n", undent(c.Example))
+	}
+	if text := flagText(c.LocalNonPersistentFlags()); text != "" {
+		fmt.Fprintf(&b, "\n## Flags\n\n```\n%s```\n", text)
+	}
+	b.WriteString("\n[All commands](README.md), with the flags and exit codes that they share.\n")
+	return b.String()
+}
+
+func flagText(f *pflag.FlagSet) string {
+	if help := f.Lookup("help"); help != nil {
+		help.Hidden = true
+		defer func() { help.Hidden = false }()
+	}
+	return f.FlagUsages()
+}
+
+// escapeLong keeps indented lines, which are lists of flags, as they are.
+func escapeLong(text string) string {
+	var b strings.Builder
+	code := false
+	for line := range strings.Lines(text) {
+		if indented := strings.HasPrefix(line, "  "); indented != code {
+			b.WriteString("```\n")
+			code = indented
+		}
+		b.WriteString(strings.TrimPrefix(line, "  "))
+	}
+	if code {
+		b.WriteString("\n```")
+	}
+	return b.String()
+}
+
+func undent(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(strings.TrimPrefix(line, "  "))
+	}
+	return b.String()
+}

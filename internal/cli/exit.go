@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/sporevm/spore/internal/block"
+	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/store"
+)
+
+// The exit codes. They are part of the interface: scripts rely on them.
+const (
+	exitOK           = 0
+	exitFailure      = 1
+	exitUsage        = 2
+	exitNotFound     = 3
+	exitCorrupt      = 4
+	exitIncompatible = 5
+	exitGuest        = 6
+	exitConflict     = 7
+
+	exitRunFailure  = 125
+	exitRunNoExec   = 126
+	exitRunNotFound = 127
+	exitInterrupted = 130
+)
+
+const exitCodeHelp = `Exit codes:
+  0    success
+  1    failure
+  2    wrong usage: flags, arguments, sizes
+  3    no such snapshot or image, or the reference fits several
+  4    a snapshot is damaged
+  5    this host can't run the snapshot
+  6    a start command, ready command or step failed in the guest
+  7    the id is taken, or others need the snapshot
+  130  interrupted (128 + the signal's number)
+run exits with its command's code, with 128 + n if signal n ended the command, and with
+  125  for a failure of spore itself
+  126  if the command can't be executed
+  127  if the command does not exist`
+
+// Interrupted is the cause of a context that a signal cancelled.
+type Interrupted struct{ Signal syscall.Signal }
+
+func (i Interrupted) Error() string { return "interrupted: " + i.Signal.String() }
+
+// usageError is a mistake in the command line.
+type usageError struct{ why string }
+
+func (e *usageError) Error() string { return e.why }
+
+func usageErrorf(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
+
+// commandStatus is a guest's command that ran and did not succeed: its exit code becomes spore's.
+type commandStatus struct{ guest.ExitStatus }
+
+func (c *commandStatus) Error() string { return fmt.Sprintf("the command ended: %v", c.ExitStatus) }
+
+// is tells whether an error of type T is in err's chain.
+func is[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// exitCode classifies an error.
+func exitCode(err error) int {
+	var status *commandStatus
+	var interrupted Interrupted
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &status):
+		return status.ShellCode()
+	case errors.As(err, &interrupted):
+		return 128 + int(interrupted.Signal)
+	case is[*usageError](err):
+		return exitUsage
+	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err):
+		return exitCorrupt
+	case is[*snapshot.NotFoundError](err), is[*snapshot.AmbiguousError](err), errors.Is(err, store.ErrNoSnapshot), errors.Is(err, store.ErrNoName):
+		return exitNotFound
+	case errors.Is(err, image.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, image.ErrReference):
+		return exitUsage
+	case is[*snapshot.IncompatibleError](err):
+		return exitIncompatible
+	case is[*sandbox.StartError](err), is[*sandbox.ReadyError](err), is[*sandbox.StepError](err):
+		return exitGuest
+	case errors.Is(err, store.ErrExist), errors.Is(err, store.ErrInUse), is[*snapshot.DependentsError](err):
+		return exitConflict
+	}
+	return exitFailure
+}
+
+// runCode is exitCode for `run`, whose own failures must not look like its command's.
+func runCode(err error) int {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && is[*execError](err):
+		return exitRunNotFound
+	case is[*execError](err):
+		return exitRunNoExec
+	}
+	return exitRunFailure
+}
+
+// execError is a guest's command that could not be started.
+type execError struct{ err error }
+
+func (e *execError) Error() string { return e.err.Error() }
+func (e *execError) Unwrap() error { return e.err }
+
+// hintFor says what the user can do about an error that does not say so itself.
+func hintFor(err error) string {
+	var hinted interface{ Hint() string }
+	switch {
+	case errors.As(err, &hinted):
+		return hinted.Hint()
+	case is[*snapshot.CorruptError](err), is[*block.CorruptError](err):
+		return "`spore verify` lists all that is damaged; restore the store from a copy, or remove the snapshot and create it again"
+	case errors.Is(err, os.ErrPermission) && !is[*guest.Error](err):
+		return "the file or folder belongs to another user: choose others by --store, SNAPSHOT_CACHE_DIR and HOST_KERNELS_DIR"
+	}
+	return ""
+}

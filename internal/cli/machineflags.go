@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sporevm/spore/internal/sandbox"
+)
+
+// machineFlags say what machine to build.
+type machineFlags struct {
+	vcpu         int
+	memory, disk size
+	accel, net   string
+	kernel       string
+}
+
+func (m *machineFlags) register(f *pflag.FlagSet) {
+	m.registerSizes(f)
+	f.StringVar(&m.accel, "accel", "auto", "what runs the guest: auto, kvm or tcg (software emulation)")
+	f.StringVar(&m.net, "net", "none", "network: none, or user (outgoing only, needs no privilege)")
+	f.StringVar(&m.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR (default: the newest there)")
+}
+
+// registerSizes adds the flags that the field's own tools have too, with its defaults.
+func (m *machineFlags) registerSizes(f *pflag.FlagSet) {
+	m.memory, m.disk = 512<<20, 1000<<20
+	f.IntVar(&m.vcpu, "vcpu", 1, "virtual CPUs")
+	f.Var(&m.memory, "memory", "memory in MiB, or with a suffix: 512M, 2G")
+	f.Var(&m.disk, "disk", "size of the disk in MiB, or with a suffix: 1000M, 8G")
+}
+
+// spec starts the description of a machine.
+func (m *machineFlags) spec(arch string) sandbox.CreateSpec {
+	return sandbox.CreateSpec{
+		Arch: arch, CPUs: m.vcpu, MemoryBytes: int64(m.memory), DiskBytes: int64(m.disk), Kernel: m.kernel, Accel: m.accel, Net: m.net,
+	}
+}
+
+// steps are the recipe flags, all writing to one list: their order across flags is the order of the steps.
+type steps struct{ list []sandbox.Step }
+
+func (s *steps) register(f *pflag.FlagSet) {
+	f.Var(&stepFlag{s, sandbox.StepRun, "command"}, "run", "step: run a command line in the guest")
+	f.Var(&stepFlag{s, sandbox.StepCopy, "src:dst"}, "copy", "step: copy a file or folder of this host into the guest")
+	f.Var(&stepFlag{s, sandbox.StepEnv, "name=value"}, "env", "step: set an environment variable, from here on and in the snapshot")
+	f.Var(&stepFlag{s, sandbox.StepWorkdir, "path"}, "workdir", "step: set the working directory, likewise")
+	f.Var(&stepFlag{s, sandbox.StepUser, "user"}, "user", "step: set the user (name or number), likewise")
+}
+
+// stepFlag is one of the recipe flags.
+type stepFlag struct {
+	to         *steps
+	kind, form string
+}
+
+// Set implements pflag.Value.
+func (s *stepFlag) Set(text string) error {
+	args := []string{text}
+	switch s.kind {
+	case sandbox.StepCopy:
+		src, dst, ok := strings.Cut(text, ":")
+		if !ok || src == "" || dst == "" {
+			return fmt.Errorf("%q is not of the form %s", text, s.form)
+		}
+		args = []string{src, dst}
+	case sandbox.StepEnv:
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("%q is not of the form %s", text, s.form)
+		}
+		args = []string{name, value}
+	default:
+		if text == "" {
+			return fmt.Errorf("it is empty")
+		}
+	}
+	s.to.list = append(s.to.list, sandbox.Step{Kind: s.kind, Args: args})
+	return nil
+}
+
+// String implements pflag.Value.
+func (s *stepFlag) String() string { return "" }
+
+// Type implements pflag.Value.
+func (s *stepFlag) Type() string { return s.form }
+
+// parseLabels reads --label values.
+func parseLabels(list []string) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	labels := make(map[string]string, len(list))
+	for _, l := range list {
+		name, value, ok := strings.Cut(l, "=")
+		if !ok || name == "" {
+			return nil, usageErrorf("--label %q is not of the form name=value", l)
+		}
+		labels[name] = value
+	}
+	return labels, nil
+}

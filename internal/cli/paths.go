@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/store"
+	"github.com/sporevm/spore/internal/vmm/qemu"
+)
+
+// paths are the folders that spore works in.
+type paths struct {
+	Store   string `json:"store"`   // snapshots
+	Kernels string `json:"kernels"` // guest kernels
+	Cache   string `json:"cache"`   // may be deleted between runs
+	Run     string `json:"run"`     // live machines
+}
+
+// paths reads them from flags and environment; nothing is created.
+func (a *app) paths() (paths, error) {
+	data, err := a.home("XDG_DATA_HOME", ".local/share")
+	if err != nil {
+		return paths{}, err
+	}
+	cache, err := a.home("XDG_CACHE_HOME", ".cache")
+	if err != nil {
+		return paths{}, err
+	}
+	p := paths{
+		Store:   first(a.storePath, a.Getenv("SPORE_STORE"), filepath.Join(data, "store")),
+		Kernels: first(a.Getenv("HOST_KERNELS_DIR"), filepath.Join(data, "kernels")),
+		Cache:   first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
+		Run:     a.runDir(),
+	}
+	if scheme, _, remote := strings.Cut(p.Store, "://"); remote {
+		return paths{}, usageErrorf("store %s: this version keeps snapshots in folders, not in %s buckets", p.Store, scheme)
+	}
+	for _, path := range []*string{&p.Store, &p.Kernels, &p.Cache, &p.Run} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return paths{}, fmt.Errorf("finding the working folders: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// home returns spore's folder below one of the user's base folders.
+func (a *app) home(variable, fallback string) (string, error) {
+	if dir := a.Getenv(variable); filepath.IsAbs(dir) { // relative ones are to be ignored, says the XDG specification
+		return filepath.Join(dir, "spore"), nil
+	}
+	if home := a.Getenv("HOME"); home != "" {
+		return filepath.Join(home, fallback, "spore"), nil
+	}
+	return "", usageErrorf("neither %s nor HOME is set: spore does not know where to keep its files", variable)
+}
+
+// runDir must be short: the names of sockets are limited to 107 bytes.
+func (a *app) runDir() string {
+	if dir := a.Getenv("SANDBOX_DIR"); dir != "" {
+		return dir
+	}
+	if dir := a.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "spore")
+	}
+	if os.Geteuid() == 0 {
+		return "/run/spore"
+	}
+	return filepath.Join(os.TempDir(), "spore-"+strconv.Itoa(os.Geteuid()))
+}
+
+func first(candidates ...string) string {
+	for _, c := range candidates {
+		if c != "" {
+			return c
+		}
+	}
+	return ""
+}
+
+// arch is the guest's architecture: the host's unless TARGET_ARCH says otherwise.
+func (a *app) arch() (string, error) {
+	switch arch := a.Getenv("TARGET_ARCH"); arch {
+	case "":
+		return runtime.GOARCH, nil
+	case "amd64", "arm64":
+		return arch, nil
+	default:
+		return "", usageErrorf("TARGET_ARCH is %q: choose amd64 or arm64", arch)
+	}
+}
+
+// repo opens the store. It is created when it is written to first.
+func (a *app) repo() (*snapshot.Repo, error) {
+	p, err := a.paths()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := store.OpenDir(p.Store)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", p.Store, err)
+	}
+	repo, err := snapshot.Open(dir, p.Cache)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", p.Store, err)
+	}
+	return repo, nil
+}
+
+// host makes ready to run machines.
+func (a *app) host(context.Context) (*sandbox.Host, error) {
+	p, err := a.paths()
+	if err != nil {
+		return nil, err
+	}
+	repo, err := a.repo()
+	if err != nil {
+		return nil, err
+	}
+	images, err := image.New(filepath.Join(p.Cache, "images"), image.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return sandbox.NewHost(sandbox.HostOptions{
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
+	})
+}

@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
+)
+
+// runFlags are what run takes.
+type runFlags struct {
+	machine          machineFlags
+	tty, interactive bool
+	env              []string
+	workdir, user    string
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run IMAGE|SNAPSHOT [-- COMMAND [ARGUMENT...]]",
+		Short: "Run a command in a fresh machine",
+		Long: `Wakes a snapshot, runs a command in it with this terminal's input and output, and lets the machine go. The exit code is the command's.
+
+An image is booted once and frozen under a name made of its digest and the machine's flags; every run after that wakes the frozen machine. Without a command
+the image's own entrypoint and command run. Flags for the machine apply to images only: a snapshot wakes as it was frozen.
+
+Input that is not a terminal is always passed on; a terminal is with -i or -t.`,
+		Example: `  spore run apt:bookworm/python3-minimal -- python3 -c 'print(6*7)'
+  echo hello | spore run py -- tr a-z A-Z
+  spore run -it debian:12 -- bash`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageErrorf("run takes an image or a snapshot")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeSnapshots,
+		PreRun:            func(*cobra.Command, []string) { a.running = true },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.run(cmd.Context(), args[0], args[1:], f) },
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.SetInterspersed(false) // what follows the image is the command's
+	flags.BoolVarP(&f.interactive, "interactive", "i", false, "pass input on even if it is a terminal")
+	flags.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE, or NAME to pass on; may be repeated")
+	flags.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the guest")
+	flags.StringVarP(&f.user, "user", "u", "", "user in the guest, by name or number")
+	f.machine.register(flags)
+	return c
+}
+
+func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (err error) {
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	arch, err := a.arch()
+	if err != nil {
+		return err
+	}
+	spec := f.machine.spec(arch)
+	spec.Image = ref
+	if err := spec.Check(); err != nil {
+		return usageErrorf("%v", err)
+	}
+	if _, tty := terminal(a.In); f.tty && f.interactive && !tty {
+		return usageErrorf("-it needs a terminal, and the input is none: leave -t out")
+	}
+	host, err := a.host(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := a.runnable(ctx, host, spec)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if len(args) == 0 {
+		m := s.snap.Metadata()
+		if args = append(append([]string{}, m.Entrypoint...), m.Cmd...); len(args) == 0 {
+			return usageErrorf("%s says of no command to run: add one after --", ref)
+		}
+	}
+	cmd := s.Command(args)
+	for _, e := range f.env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok {
+			value = a.Getenv(name)
+		}
+		cmd.Env = withEnv(cmd.Env, name, value)
+	}
+	cmd.User, cmd.Dir = cmp.Or(f.user, cmd.User), cmp.Or(f.workdir, cmd.Dir)
+	_, fromTerminal := terminal(a.In)
+	status, err := a.attach(ctx, s.Sandbox, cmd, f.interactive || f.tty || !fromTerminal, f.tty)
+	if err != nil {
+		return err
+	}
+	if !status.Success() {
+		return &commandStatus{status}
+	}
+	return nil
+}
+
+// runnable wakes what spec.Image names: a snapshot, or else the frozen machine of an image, which is made unless it is there.
+func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.CreateSpec) (*woken, error) {
+	w := waker{host: host, ref: spec.Image, options: sandbox.ResumeOptions{Accel: spec.Accel}}
+	progress := a.showSlow()
+	defer progress.stop()
+	s, notASnapshot := w.wake(ctx, progress)
+	if !is[*snapshot.NotFoundError](notASnapshot) {
+		return s, notASnapshot
+	}
+	img, err := host.Images.Resolve(ctx, spec.Image, image.Platform{OS: "linux", Arch: spec.Arch})
+	switch {
+	case errors.Is(err, image.ErrNotFound), errors.Is(err, image.ErrReference):
+		return nil, fmt.Errorf("%q is neither a snapshot nor an image: %w", spec.Image, err)
+	case err != nil:
+		return nil, err
+	}
+	w.ref = frozenName(img, spec)
+	spec.Names = []string{w.ref}
+	s, err = w.wake(ctx, progress)
+	// A machine that was frozen by another version of the engine, or on another accelerator, is made again; the name then points to the new one.
+	if !is[*snapshot.NotFoundError](err) && !is[*snapshot.IncompatibleError](err) {
+		return s, err
+	}
+	snap, err := host.Create(ctx, spec, progress)
+	if err != nil {
+		return nil, err
+	}
+	if err := snap.Close(); err != nil {
+		return nil, err
+	}
+	return w.wake(ctx, progress)
+}
+
+// frozenName is the name of an image's frozen machine: whatever decides what it is has a part in it.
+func frozenName(img *image.Image, spec sandbox.CreateSpec) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d\n%d\n%s\n%s\n", img.Digest, spec.Arch, spec.CPUs, spec.MemoryBytes, spec.DiskBytes, spec.Net, spec.Kernel))
+	return path.Join("run", hex.EncodeToString(sum[:12]))
+}

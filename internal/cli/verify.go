@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore/internal/snapshot"
+)
+
+func (a *app) verifyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "verify [SNAPSHOT...]",
+		Short: "Read snapshots completely and check every byte",
+		Long: `Reads everything that the given snapshots need, the layers of their ancestors too, and checks it against the digests from the metadata down to the last
+frame. Without arguments all snapshots of the store are checked. What is damaged is listed, and the exit code is 4.`,
+		ValidArgsFunction: a.completeSnapshots,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args) },
+	}
+	return c
+}
+
+// verified is one snapshot's result as --json shows it.
+type verified struct {
+	ID      string   `json:"id"`
+	OK      bool     `json:"ok"`
+	Bytes   int64    `json:"bytes"` // disk and memory, holes left out
+	Seconds float64  `json:"seconds"`
+	Errors  []string `json:"errors"`
+}
+
+func (a *app) verify(ctx context.Context, refs []string) error {
+	repo, err := a.repo()
+	if err != nil {
+		return err
+	}
+	results, damage := []verified{}, []error{}
+	if len(refs) == 0 {
+		infos, err := repo.List(ctx, func(id uuid.UUID, err error) {
+			results = append(results, verified{ID: id.String(), Errors: []string{err.Error()}})
+			damage = append(damage, err)
+		})
+		if err != nil {
+			return err
+		}
+		for _, i := range infos {
+			refs = append(refs, i.ID.String())
+		}
+	}
+	for _, ref := range refs {
+		v, err := a.verifyOne(ctx, repo, ref)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil:
+		case exitCode(err) == exitCorrupt:
+			damage = append(damage, err)
+		default:
+			return err
+		}
+		results = append(results, v)
+	}
+	return a.verifyReport(results, damage)
+}
+
+func (a *app) verifyOne(ctx context.Context, repo *snapshot.Repo, ref string) (verified, error) {
+	v, begin := verified{ID: ref, Errors: []string{}}, time.Now()
+	snap, err := repo.Open(ctx, ref)
+	if err == nil {
+		defer snap.Close()
+		v.ID = snap.ID().String()
+		progress := a.show()
+		progress.Phase("verify")
+		err = repo.Verify(ctx, snap, func(done, total int64) {
+			v.Bytes = total
+			progress.Advance(done, total)
+		})
+		progress.stop()
+	}
+	v.OK, v.Seconds = err == nil, time.Since(begin).Seconds()
+	for _, e := range flatten(err) {
+		v.Errors = append(v.Errors, e.Error())
+	}
+	return v, err
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	var joined interface{ Unwrap() []error }
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &joined):
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, flatten(e)...)
+		}
+		return out
+	}
+	return []error{err}
+}
+
+// damagedError is the outcome of a verification that found something.
+type damagedError struct {
+	damaged, of int
+	err         error
+}
+
+func (e *damagedError) Error() string {
+	return fmt.Sprintf("%d of %d snapshots are damaged", e.damaged, e.of)
+}
+
+func (e *damagedError) Unwrap() error { return e.err }
+
+func (a *app) verifyReport(results []verified, damage []error) error {
+	var err error
+	if a.json {
+		err = a.printJSON(results)
+	} else {
+		for _, v := range results {
+			if v.OK {
+				fmt.Fprintf(a.Out, "%s  ok  %s in %.1f s\n", v.ID, formatBytes(v.Bytes), v.Seconds)
+				continue
+			}
+			fmt.Fprintf(a.Out, "%s  DAMAGED\n", v.ID)
+			for _, e := range v.Errors {
+				fmt.Fprintf(a.Out, "  %s\n", e)
+			}
+		}
+	}
+	if err == nil && len(damage) > 0 {
+		err = &damagedError{len(damage), len(results), errors.Join(damage...)}
+	}
+	return err
+}
