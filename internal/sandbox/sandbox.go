@@ -31,7 +31,7 @@ type Phases struct {
 }
 
 // deathDelay is how long after its last byte a dying VMM is given to be gone.
-const deathDelay = 500 * time.Millisecond
+const deathDelay = 2 * time.Second
 
 // Sandbox is a running machine, its disk, its agent and its identity. Its methods are safe for concurrent use.
 type Sandbox struct {
@@ -273,5 +273,6 @@ func (s *Sandbox) explain(ctx context.Context, err error) error {
 func mayBeDeath(err error) bool {
 	var file *fs.PathError
 	return errors.Is(err, guest.ErrClosed) || errors.Is(err, unix.ESRCH) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, fs.ErrNotExist) ||
 		errors.As(err, &file) && strings.HasPrefix(file.Path, "/proc/")
 }
