@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +21,9 @@ import (
 // childVar makes the test binary, run again, do something in the cache that
 // it names.
 const childVar = "SPORE_IMAGE_TEST_CHILD"
+
+// pauseVar is how long its layer makes it wait.
+const pauseVar = "SPORE_IMAGE_TEST_PAUSE"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childVar); dir != "" {
@@ -35,7 +37,10 @@ func TestMain(m *testing.M) {
 func child(dir string) int {
 	b, err := New(dir, Options{})
 	if err == nil {
-		_, err = b.Ext4(context.Background(), slow(dir, 300*time.Millisecond), nil)
+		var pause time.Duration
+		if pause, err = time.ParseDuration(os.Getenv(pauseVar)); err == nil {
+			_, err = b.Ext4(context.Background(), slow(dir, func() { time.Sleep(pause) }), nil)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -44,8 +49,8 @@ func child(dir string) int {
 	return 0
 }
 
-// slow is an image whose layer pauses once it is open.
-func slow(dir string, pause time.Duration) *Image {
+// slow is an image whose layer calls pause when it is opened.
+func slow(dir string, pause func()) *Image {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	tw.WriteHeader(&tar.Header{Name: "f", Size: 5, Mode: 0o644})
@@ -60,7 +65,7 @@ func slow(dir string, pause time.Duration) *Image {
 		}
 		defer f.Close()
 		f.WriteString("x")
-		time.Sleep(pause)
+		pause()
 		return io.NopCloser(bytes.NewReader(raw)), nil
 	}
 	return img
@@ -77,8 +82,8 @@ func opened(t testing.TB, dir string) int {
 
 func TestBuildOnceInOneProcess(t *testing.T) {
 	dir := t.TempDir()
-	var wg sync.WaitGroup
-	var waited atomic.Int32
+	var wg, waiting sync.WaitGroup
+	waiting.Add(7) // the eighth builds, and goes on when all others wait for it
 	paths := make([]string, 8)
 	for i := range paths {
 		wg.Go(func() {
@@ -88,9 +93,9 @@ func TestBuildOnceInOneProcess(t *testing.T) {
 				return
 			}
 			var once sync.Once
-			paths[i], err = b.Ext4(context.Background(), slow(dir, 100*time.Millisecond), func(phase Phase, _, _ int64) {
+			paths[i], err = b.Ext4(context.Background(), slow(dir, waiting.Wait), func(phase Phase, _, _ int64) {
 				if phase == PhaseWait {
-					once.Do(func() { waited.Add(1) })
+					once.Do(waiting.Done)
 				}
 			})
 			if err != nil {
@@ -107,9 +112,6 @@ func TestBuildOnceInOneProcess(t *testing.T) {
 	if n := opened(t, dir); n != 1 {
 		t.Errorf("the layer was read %d times", n)
 	}
-	if waited.Load() != 7 {
-		t.Errorf("%d waited", waited.Load())
-	}
 	check(t, paths[0])
 }
 
@@ -119,7 +121,7 @@ func TestBuildOnceInManyProcesses(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), childVar+"="+dir)
+			cmd.Env = append(os.Environ(), childVar+"="+dir, pauseVar+"=300ms")
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%v: %s", err, out)
 			}
@@ -136,11 +138,11 @@ func TestBuildOnceInManyProcesses(t *testing.T) {
 func TestKilled(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childVar+"="+dir)
+	cmd.Env = append(os.Environ(), childVar+"="+dir, pauseVar+"=1h")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for opened(t, dir) == 0 {
 		if time.Now().After(deadline) {
 			t.Fatal("the child does not begin")
@@ -161,7 +163,7 @@ func TestKilled(t *testing.T) {
 	if work, _ := filepath.Glob(dir + "/tmp/build-*"); len(work) != 1 {
 		t.Fatalf("it left nothing to clear up: %q", work)
 	}
-	path, err := alive.Ext4(context.Background(), slow(dir, 0), nil)
+	path, err := alive.Ext4(context.Background(), slow(dir, func() {}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +194,7 @@ func TestCancel(t *testing.T) {
 	}
 	t.Run("wait", func(t *testing.T) {
 		b := builder(t, Options{})
-		img := slow(t.TempDir(), 0)
+		img := slow(t.TempDir(), func() {})
 		unlock, err := b.cache.lock(context.Background(), formatVersion+"-"+strings.TrimPrefix(img.Digest, "sha256:"), func() {})
 		if err != nil {
 			t.Fatal(err)
@@ -231,7 +233,7 @@ func TestCacheDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img := slow(t.TempDir(), 0)
+	img := slow(t.TempDir(), func() {})
 	path, err := b.Ext4(context.Background(), img, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +255,7 @@ func TestCacheDeleted(t *testing.T) {
 
 func TestGrow(t *testing.T) {
 	b := builder(t, Options{})
-	path, err := b.Ext4(context.Background(), slow(t.TempDir(), 0), nil)
+	path, err := b.Ext4(context.Background(), slow(t.TempDir(), func() {}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,21 +269,16 @@ func TestGrow(t *testing.T) {
 		16<<30 - 4096, 16 << 30, 16<<30 + 8192, 40 << 30, 300 << 30, 1 << 40,
 	} {
 		dst := filepath.Join(dir, fmt.Sprint(size))
-		start := time.Now()
 		if err := Grow(context.Background(), path, dst, size); err != nil {
 			t.Errorf("%d: %v", size, err)
 			continue
 		}
-		took := time.Since(start)
 		got, err := os.Stat(dst)
 		if err != nil || got.Size() != size {
 			t.Errorf("%d: %v, %v", size, got, err)
 		}
 		if size <= 40<<30 {
 			check(t, dst)
-		}
-		if took > 5*time.Second {
-			t.Errorf("%d takes %v", size, took)
 		}
 		again := dst + ".again"
 		if size < 1<<30 {
@@ -328,7 +325,7 @@ func TestGrow(t *testing.T) {
 func TestGrownIsWritable(t *testing.T) {
 	needRoot(t)
 	b := builder(t, Options{})
-	path, err := b.Ext4(context.Background(), slow(t.TempDir(), 0), nil)
+	path, err := b.Ext4(context.Background(), slow(t.TempDir(), func() {}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
