@@ -27,6 +27,13 @@ func (t *Tree) putLink(r record, dir *Node, base string) error {
 	if target.IsDir() {
 		return entryError(r.name, ErrHardLink, "%q is a directory", clip(strings.Join(r.link, "/")))
 	}
+	if old := dir.children[base]; old != nil && old.IsDir() {
+		// It goes first, as when extracting, and may take the target with it.
+		delete(dir.children, base)
+		if again, err := t.find(r.name, r.link); err != nil || again != target {
+			return entryError(r.name, ErrHardLink, "%q is in the directory that the link replaces", clip(strings.Join(r.link, "/")))
+		}
+	}
 	dir.children[base] = target
 	return nil
 }
