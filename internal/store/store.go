@@ -42,6 +42,14 @@ type Store interface {
 	// is closed. Pins are for the machines and drafts that build on a snapshot.
 	Pin(ctx context.Context, id uuid.UUID) (io.Closer, error)
 
+	// InUse tells whether somebody holds a pin right now.
+	InUse(ctx context.Context, id uuid.UUID) (bool, error)
+
+	// Attach puts a small object, such as a signature, beside a published snapshot,
+	// in one step, replacing the one of that name. It must not be one of those that
+	// were committed; see CheckAttachment for what is allowed.
+	Attach(ctx context.Context, id uuid.UUID, artifact string, data []byte) error
+
 	// Remove unpublishes a snapshot in one step, with the names that point to it,
 	// and frees its space. unless, when not nil, is called after no pin is left and
 	// while none can be taken; its error stops the removal and is returned as it

@@ -36,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) (st store.Store, reopen func() st
 		{"names", names},
 		{"remove", remove},
 		{"pins", pins},
+		{"attachments", attachments},
 		{"concurrent writers and readers", concurrent},
 	}
 	for _, test := range tests {
@@ -442,6 +443,9 @@ func pins(t *testing.T, st store.Store, reopen func() store.Store) {
 		t.Fatal(err)
 	}
 	asked := func(context.Context) error { t.Error("asked while pinned"); return nil }
+	if used, err := st.InUse(t.Context(), id); err != nil || !used {
+		t.Errorf("in use: %t, %v", used, err)
+	}
 	wantError(t, st.Remove(t.Context(), id, asked), store.ErrInUse, id.String())
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
@@ -449,6 +453,9 @@ func pins(t *testing.T, st store.Store, reopen func() store.Store) {
 	wantError(t, reopen().Remove(t.Context(), id, asked), store.ErrInUse)
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if used, err := reopen().InUse(t.Context(), id); err != nil || used {
+		t.Errorf("in use after the pins are gone: %t, %v", used, err)
 	}
 	err = st.Remove(t.Context(), id, func(ctx context.Context) error {
 		ctx, cancel := context.WithCancel(ctx)
@@ -462,5 +469,38 @@ func pins(t *testing.T, st store.Store, reopen func() store.Store) {
 		t.Fatal(err)
 	}
 	_, err = st.Pin(t.Context(), id)
+	wantError(t, err, store.ErrNoSnapshot)
+	_, err = st.InUse(t.Context(), id)
+	wantError(t, err, store.ErrNoSnapshot)
+}
+
+func attachments(t *testing.T, st store.Store, reopen func() store.Store) {
+	id := uuid.New()
+	const name = "metadata.sig"
+	wantError(t, st.Attach(t.Context(), id, name, []byte("x")), store.ErrNoSnapshot)
+	Publish(t, st, id, map[string]string{"memfile": "m"})
+	_, err := st.Open(t.Context(), id, name)
+	wantError(t, err, store.ErrNoArtifact)
+	for _, content := range []string{"first", "second, longer", ""} {
+		if err := st.Attach(t.Context(), id, name, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, reopen(), id, name); got != content {
+			t.Errorf("read %q, attached %q", got, content)
+		}
+	}
+	for _, taken := range []string{"memfile", store.Manifest, "../x.sig", ".sig"} {
+		wantError(t, st.Attach(t.Context(), id, taken, []byte("x")), store.ErrBadName)
+	}
+	if err := st.Attach(t.Context(), id, name, make([]byte, store.MaxAttachment+1)); err == nil {
+		t.Error("attached more than is allowed")
+	}
+	if got := read(t, st, id, "memfile"); got != "m" {
+		t.Errorf("memfile is %q", got)
+	}
+	if err := st.Remove(t.Context(), id, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = reopen().Open(t.Context(), id, name)
 	wantError(t, err, store.ErrNoSnapshot)
 }
