@@ -51,6 +51,7 @@ func TestHostileArchives(t *testing.T) {
 		{"hard link to itself", Limits{}, []*tar.Header{hard("a", "a")}, "a", ErrHardLink},
 		{"hard links in a ring", Limits{}, []*tar.Header{hard("a", "b"), hard("b", "c"), hard("c", "a")}, "a", ErrHardLink},
 		{"hard link to a directory", Limits{}, []*tar.Header{dir("d"), hard("a", "d")}, "a", ErrHardLink},
+		{"hard link to what it replaces", Limits{}, []*tar.Header{file("d/f"), hard("d", "d/f")}, "d", ErrHardLink},
 		{"hard link to a later directory", Limits{}, []*tar.Header{hard("a", "d"), dir("d")}, "a", ErrHardLink},
 		{"link to itself", Limits{}, []*tar.Header{sym("a", "a"), file("a/f")}, "a/f", ErrLoop},
 		{"links in a ring", Limits{}, []*tar.Header{sym("a", "b"), sym("b", "/a/."), file("a/f")}, "a/f", ErrLoop},

@@ -3,3 +3,8 @@ package snapshot
 // At has f called at every point of making a flat memory file where a crash would
 // leave something half done.
 func At(r *Repo, f func(point string)) { r.cache.at = f }
+
+var (
+	DecodeSignatures = decodeSignatures
+	EncodeSignatures = encodeSignatures
+)

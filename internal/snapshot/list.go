@@ -90,16 +90,6 @@ func (r *Repo) dependents(ctx context.Context, id uuid.UUID) ([]Info, error) {
 	return r.filter(ctx, func(m *Metadata) bool { return contains(m.Layers, id) })
 }
 
-// FindCached returns the newest snapshot with a cache key, and whether there is
-// one.
-func (r *Repo) FindCached(ctx context.Context, key string) (uuid.UUID, bool, error) {
-	found, err := r.filter(ctx, func(m *Metadata) bool { return key != "" && m.CacheKey == key })
-	if err != nil || len(found) == 0 {
-		return uuid.Nil, false, err
-	}
-	return found[len(found)-1].ID, true, nil
-}
-
 func (r *Repo) filter(ctx context.Context, keep func(*Metadata) bool) ([]Info, error) {
 	all, err := r.List(ctx, nil)
 	if err != nil {

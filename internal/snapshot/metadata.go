@@ -43,6 +43,7 @@ type Metadata struct {
 	Version     int                 `json:"version"`          // FormatVersion
 	ID          uuid.UUID           `json:"id"`               // the snapshot's
 	Parent      uuid.UUID           `json:"parent,omitzero"`  // what it was made from, nil UUID for none
+	Origin      uuid.UUID           `json:"origin,omitzero"`  // what it was squashed from; Squash sets it
 	Generation  uint32              `json:"generation"`       // how many ancestors it has
 	Layers      []uuid.UUID         `json:"layers,omitempty"` // the other snapshots whose data it needs, ascending
 	DiskBytes   int64               `json:"disk_bytes"`       // size of the disk
@@ -71,8 +72,7 @@ type Metadata struct {
 	Cmd          []string          `json:"cmd,omitempty"`        // the image's
 	StartCommand string            `json:"start_command,omitempty"`
 	ReadyCommand string            `json:"ready_command,omitempty"`
-	Steps        []Step            `json:"steps,omitempty"`     // all since the image
-	CacheKey     string            `json:"cache_key,omitempty"` // hash chain of what it depends on; Repo.FindCached finds it
+	Steps        []Step            `json:"steps,omitempty"` // all since the image
 	Labels       map[string]string `json:"labels,omitempty"`
 	Prefetch     []int64           `json:"prefetch,omitempty"` // memory blocks that a wake reads first, in order
 }

@@ -27,6 +27,7 @@ func full() *snapshot.Metadata {
 		Version:     1,
 		ID:          uuid.MustParse("33333333-3333-4333-8333-333333333333"),
 		Parent:      uuid.MustParse("22222222-2222-4222-8222-222222222222"),
+		Origin:      uuid.MustParse("44444444-4444-4444-8444-444444444444"),
 		Generation:  2,
 		Layers:      []uuid.UUID{uuid.MustParse("11111111-1111-4111-8111-111111111111"), uuid.MustParse("22222222-2222-4222-8222-222222222222")},
 		DiskBytes:   1 << 30,
@@ -56,7 +57,6 @@ func full() *snapshot.Metadata {
 		StartCommand: "python3 -m http.server >/log 2>&1",
 		ReadyCommand: "curl -f localhost:8000",
 		Steps:        []snapshot.Step{{Kind: "run", Args: []string{"apt-get update"}}, {Kind: "copy", Args: []string{"a", "/b"}, Hash: "blake3:00"}},
-		CacheKey:     "key",
 		Labels:       map[string]string{"team": "blue"},
 		Prefetch:     []int64{5, 3, 1000},
 	}
@@ -237,4 +237,16 @@ func FuzzDecodeMetadata(f *testing.F) {
 			t.Error(diff)
 		}
 	})
+}
+
+// TestOldMetadata reads what earlier programs wrote.
+func TestOldMetadata(t *testing.T) {
+	data, err := os.ReadFile("testdata/metadata-cachekey.json") // has a field that is no more
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := snapshot.DecodeMetadata(data)
+	if err != nil || m.Labels["team"] != "blue" || !bytes.Contains(data, []byte(`"cache_key"`)) {
+		t.Errorf("%+v, %v", m, err)
+	}
 }

@@ -27,6 +27,7 @@ import (
 type Repo struct {
 	store store.Store
 	cache flatCache
+	trust func(*Snapshot, []Signature) error // nil: whatever is whole
 }
 
 // Option changes how a Repo works.

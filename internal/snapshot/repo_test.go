@@ -138,9 +138,6 @@ func TestListSkipsBroken(t *testing.T) {
 		m := machine()
 		m.Created = m.Created.Add(time.Duration(i) * time.Minute)
 		m.Created = m.Created.In(time.FixedZone("elsewhere", 7200))
-		if i == 5 {
-			m.CacheKey = "five"
-		}
 		s, err := w.make(t.Context(), uuid.New(), parent, change{disk: map[int64][]byte{int64(i) * page: pages(i, 1)}}, m)
 		if err != nil {
 			t.Fatal(err)
@@ -168,12 +165,6 @@ func TestListSkipsBroken(t *testing.T) {
 	}
 	if infos[2].Metadata.StoredBytes() < page || infos[2].Digest.IsZero() {
 		t.Errorf("info %+v", infos[2])
-	}
-	if id, found, err := w.repo.FindCached(t.Context(), "five"); err != nil || !found || id != all[5] {
-		t.Errorf("cached: %s %t %v", id, found, err)
-	}
-	if _, found, err := w.repo.FindCached(t.Context(), ""); err != nil || found {
-		t.Errorf("the empty key found something, %v", err)
 	}
 	children, err := w.repo.Children(t.Context(), all[1])
 	if diff := cmp.Diff(all[2:], ids(children)); diff != "" || err != nil {

@@ -30,6 +30,23 @@ type Snapshot struct {
 // and checked, when it is asked for. Errors are of type *NotFoundError or
 // *CorruptError, or the store's.
 func (r *Repo) OpenID(ctx context.Context, id uuid.UUID) (*Snapshot, error) {
+	s, err := r.open(ctx, id)
+	if err != nil || r.trust == nil {
+		return s, err
+	}
+	all, err := r.Signatures(ctx, id)
+	if err == nil {
+		err = r.trust(s, all)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open is OpenID for a snapshot that need not be trusted.
+func (r *Repo) open(ctx context.Context, id uuid.UUID) (*Snapshot, error) {
 	pin, err := r.store.Pin(ctx, id)
 	if err != nil {
 		return nil, r.notFound(ctx, id.String(), err)

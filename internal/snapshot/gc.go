@@ -1,0 +1,162 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sporevm/spore/internal/store"
+)
+
+// DefaultGrace is how long GC leaves alone what nobody has named yet.
+const DefaultGrace = 24 * time.Hour
+
+// Garbage is a snapshot that nothing leads to.
+type Garbage struct {
+	Info
+	Removed bool
+	Err     error // why it was not removed, though it should have been
+}
+
+// GC finds the snapshots that nothing leads to, youngest first, and removes them
+// if remove is set. What leads to a snapshot is a name, a pin (of a machine, or of
+// a draft that builds upon it), that it was made within the grace period, and that
+// a snapshot to which something leads needs its data.
+//
+// It is safe beside writers: each removal looks again, while nobody can pin the
+// snapshot, at what was published and named since.
+func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) ([]Garbage, error) {
+	infos, err := r.List(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("collecting garbage: %w", err)
+	}
+	g := &collector{repo: r, known: make(map[uuid.UUID]*Metadata, len(infos))}
+	for _, i := range infos {
+		g.known[i.ID] = i.Metadata
+	}
+	garbage, err := g.find(ctx, infos, time.Now().Add(-grace))
+	if err != nil || !remove {
+		return garbage, err
+	}
+	for i := range garbage {
+		if err := ctx.Err(); err != nil {
+			return garbage, err
+		}
+		garbage[i].Removed, garbage[i].Err = g.remove(ctx, garbage[i].Info)
+	}
+	return garbage, nil
+}
+
+// collector is one collection under way.
+type collector struct {
+	repo  *Repo
+	known map[uuid.UUID]*Metadata // all that are published, as far as was seen
+}
+
+// find returns what nothing leads to, in an order in which it can be removed.
+func (g *collector) find(ctx context.Context, infos []Info, since time.Time) ([]Garbage, error) {
+	reached := map[uuid.UUID]bool{}
+	for _, i := range infos {
+		root := len(i.Names) > 0 || i.Metadata.Created.After(since)
+		if !root {
+			used, err := g.repo.store.InUse(ctx, i.ID)
+			if errors.Is(err, store.ErrNoSnapshot) {
+				continue
+			} else if err != nil {
+				return nil, fmt.Errorf("collecting garbage: %w", err)
+			}
+			root = used
+		}
+		if root {
+			g.reach(i.ID, reached)
+		}
+	}
+	garbage := []Garbage{}
+	for _, i := range infos {
+		if !reached[i.ID] {
+			garbage = append(garbage, Garbage{Info: i})
+		}
+	}
+	slices.SortStableFunc(garbage, func(a, b Garbage) int {
+		return cmp.Compare(b.Metadata.Generation, a.Metadata.Generation)
+	})
+	return garbage, nil
+}
+
+// reach marks a snapshot and those whose data it needs, which its metadata lists
+// down to the last.
+func (g *collector) reach(id uuid.UUID, reached map[uuid.UUID]bool) {
+	reached[id] = true
+	if m := g.known[id]; m != nil {
+		for _, layer := range m.Layers {
+			reached[layer] = true
+		}
+	}
+}
+
+var errReached = errors.New("something leads to it now")
+
+// remove removes one snapshot unless something leads to it meanwhile.
+func (g *collector) remove(ctx context.Context, i Info) (bool, error) {
+	err := g.repo.store.Remove(ctx, i.ID, func(ctx context.Context) error {
+		names, err := g.repo.store.Names(ctx)
+		if err != nil {
+			return err
+		}
+		for _, id := range names {
+			if id == i.ID {
+				return errReached
+			}
+		}
+		if err := g.refresh(ctx); err != nil {
+			return err
+		}
+		for _, m := range g.known {
+			if contains(m.Layers, i.ID) {
+				return errReached
+			}
+		}
+		return nil
+	})
+	switch {
+	case err == nil:
+		delete(g.known, i.ID)
+		if i.Metadata.HasMemory() {
+			err = g.repo.cache.drop(cacheKey(i.Metadata))
+		}
+		return true, err
+	case errors.Is(err, errReached), errors.Is(err, store.ErrInUse), errors.Is(err, store.ErrNoSnapshot):
+		return false, nil
+	}
+	return false, err
+}
+
+// refresh reads the metadata of what was published since, and forgets what is gone.
+// A snapshot that can't be read is an error: nobody knows what it needs.
+func (g *collector) refresh(ctx context.Context) error {
+	ids, err := g.repo.store.List(ctx)
+	if err != nil {
+		return err
+	}
+	now := make(map[uuid.UUID]*Metadata, len(ids))
+	for _, id := range ids {
+		if now[id] = g.known[id]; now[id] != nil {
+			continue
+		}
+		m, _, err := readMetadata(ctx, g.repo.store, id)
+		if errors.Is(err, store.ErrNoSnapshot) {
+			delete(now, id)
+			continue
+		} else if err != nil {
+			return fmt.Errorf("nothing can be removed while a snapshot can't be read: %w", err)
+		}
+		now[id] = m
+	}
+	g.known = now
+	return nil
+}
