@@ -62,6 +62,9 @@ type app struct {
 
 	json, quiet, verbose bool
 	storePath            string
+
+	requireSigned bool   // open only what a key in trustedKeys has signed
+	trustedKeys   string // file
 }
 
 // complain prints an error, and what to do about it if it knows.
@@ -107,8 +110,9 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.createCommand(), a.resumeCommand(), a.runCommand(),
 		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
+		a.copyCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
 		a.benchCommand(), a.doctorCommand(),
-		a.createBuildCommand(), a.resumeBuildCommand(),
+		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -38,7 +38,7 @@ const exitCodeHelp = `Exit codes:
   2    wrong usage: flags, arguments, sizes
   3    no such snapshot or image, or the reference fits several
   4    a snapshot is damaged
-  5    this host can't run the snapshot
+  5    this host can't run the snapshot, or may not: no trusted key has signed it
   6    a start command, ready command or step failed in the guest
   7    the id is taken, or others need the snapshot
   130  interrupted (128 + the signal's number)
@@ -93,7 +93,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.Is(err, image.ErrReference):
 		return exitUsage
-	case is[*snapshot.IncompatibleError](err):
+	case is[*snapshot.IncompatibleError](err), is[*snapshot.UntrustedError](err):
 		return exitIncompatible
 	case is[*sandbox.StartError](err), is[*sandbox.ReadyError](err), is[*sandbox.StepError](err):
 		return exitGuest

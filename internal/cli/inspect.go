@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) inspectCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "inspect SNAPSHOT",
 		Short: "Show what a snapshot is made of",
 		Long: `Shows a snapshot's metadata and how its disk and memory are put together: which layers hold how much of them.
@@ -26,6 +26,8 @@ Metadata and headers are checked on the way; for the data itself see verify.`,
 		ValidArgsFunction: a.completeSnapshots,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.inspect(cmd, args[0]) },
 	}
+	a.trustFlags(c.Flags())
+	return c
 }
 
 // inspected is the result as --json shows it.
@@ -75,7 +77,7 @@ func describeImage(h *block.Header) inspectImage {
 
 func (a *app) inspect(cmd *cobra.Command, ref string) error {
 	ctx := cmd.Context()
-	repo, err := a.repo()
+	repo, err := a.repo(cmd.Context())
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func listedOf(i snapshot.Info) listed {
 }
 
 func (a *app) list(cmd *cobra.Command, all bool) error {
-	repo, err := a.repo()
+	repo, err := a.repo(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (a *app) listTable(shown []listed) error {
 
 // completeSnapshots offers names and ids to the shell.
 func (a *app) completeSnapshots(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	repo, err := a.repo()
+	repo, err := a.repo(cmd.Context())
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -97,30 +97,43 @@ func (a *app) arch() (string, error) {
 	}
 }
 
-// repo opens the store. It is created when it is written to first.
-func (a *app) repo() (*snapshot.Repo, error) {
+// repo opens the store at hand. A folder is created when it is written to first.
+func (a *app) repo(ctx context.Context) (*snapshot.Repo, error) {
 	p, err := a.paths()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := store.OpenDir(p.Store)
+	return a.openRepo(ctx, p.Store)
+}
+
+// openRepo opens the store at a location.
+func (a *app) openRepo(_ context.Context, location string) (*snapshot.Repo, error) {
+	p, err := a.paths()
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", p.Store, err)
+		return nil, err
 	}
-	repo, err := snapshot.Open(dir, p.Cache)
+	options, err := a.trust()
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", p.Store, err)
+		return nil, err
+	}
+	dir, err := store.OpenDir(location)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", location, err)
+	}
+	repo, err := snapshot.Open(dir, p.Cache, options...)
+	if err != nil {
+		return nil, fmt.Errorf("opening the store %s: %w", location, err)
 	}
 	return repo, nil
 }
 
 // host makes ready to run machines.
-func (a *app) host(context.Context) (*sandbox.Host, error) {
+func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 	p, err := a.paths()
 	if err != nil {
 		return nil, err
 	}
-	repo, err := a.repo()
+	repo, err := a.repo(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -61,6 +61,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags.StringVar(&f.to, "to", "", "UUID of the child to freeze (default: a new one)")
 	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the child; may be repeated")
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
+	a.trustFlags(flags)
 	return c
 }
 

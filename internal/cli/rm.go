@@ -33,7 +33,7 @@ A snapshot whose data others need is not removed, unless with --force they are r
 }
 
 func (a *app) rm(ctx context.Context, refs []string, force, ignoreMissing bool) error {
-	repo, err := a.repo()
+	repo, err := a.repo(ctx)
 	if err != nil {
 		return err
 	}

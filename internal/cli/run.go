@@ -58,6 +58,7 @@ Input that is not a terminal is always passed on; a terminal is with -i or -t.`,
 	flags.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the guest")
 	flags.StringVarP(&f.user, "user", "u", "", "user in the guest, by name or number")
 	f.machine.register(flags)
+	a.trustFlags(flags)
 	return c
 }
 

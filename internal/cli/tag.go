@@ -22,7 +22,7 @@ func (a *app) tagCommand() *cobra.Command {
 			if err := store.CheckName(args[1]); err != nil {
 				return usageErrorf("%v", err)
 			}
-			repo, err := a.repo()
+			repo, err := a.repo(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -47,7 +47,7 @@ func (a *app) untagCommand() *cobra.Command {
 		Short: "Forget a name, not the snapshot",
 		Args:  exactArgs("one name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, err := a.repo()
+			repo, err := a.repo(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -21,6 +21,7 @@ frame. Without arguments all snapshots of the store are checked. What is damaged
 		ValidArgsFunction: a.completeSnapshots,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args) },
 	}
+	a.trustFlags(c.Flags())
 	return c
 }
 
@@ -34,7 +35,7 @@ type verified struct {
 }
 
 func (a *app) verify(ctx context.Context, refs []string) error {
-	repo, err := a.repo()
+	repo, err := a.repo(ctx)
 	if err != nil {
 		return err
 	}
