@@ -106,12 +106,15 @@ func disk(t *testing.T, fill func(root string)) string {
 
 // vm is one QEMU process.
 type vm struct {
-	t    *testing.T
-	dir  string
-	disk string
-	log  *syncBuffer
-	done chan struct{} // closed when QEMU has ended
-	qmp  *qmp
+	t       *testing.T
+	options vmOptions
+	dir     string
+	disk    string
+	log     *syncBuffer
+	done    chan struct{} // closed when QEMU has ended
+	kill    func()
+	qmp     *qmp
+	fresh   bool // has not answered yet
 }
 
 type vmOptions struct {
@@ -131,7 +134,21 @@ var mhz = regexp.MustCompile(`(?m)^cpu MHz\s*:\s*([0-9.]+)$`)
 
 func start(t *testing.T, o vmOptions) *vm {
 	t.Helper()
-	v := &vm{t: t, dir: t.TempDir(), disk: o.disk, log: &syncBuffer{}, done: make(chan struct{})}
+	v := &vm{t: t, options: o, disk: o.disk, log: &syncBuffer{}, fresh: true}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("console:\n%s", v.log)
+		}
+	})
+	v.launch()
+	return v
+}
+
+// launch starts QEMU.
+func (v *vm) launch() {
+	v.t.Helper()
+	t, o := v.t, v.options
+	v.dir, v.done = t.TempDir(), make(chan struct{})
 	ram, share := filepath.Join(v.dir, "ram"), "on"
 	if o.from != nil {
 		// A copy each: QEMU punches holes into the file where the guest reports free pages.
@@ -174,19 +191,17 @@ func start(t *testing.T, o vmOptions) *vm {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	done := v.done
+	v.kill = func() {
 		cmd.Process.Kill()
-		<-v.done
-		if t.Failed() {
-			t.Logf("console:\n%s", v.log)
-		}
-	})
+		<-done
+	}
+	t.Cleanup(v.kill)
 	go func() {
 		cmd.Wait()
-		close(v.done)
+		close(done)
 	}()
 	v.qmp = dialQMP(v)
-	return v
 }
 
 // timestamps spares the guest the calibration of its time-stamp counter, on which it may hang when the host is busy.
@@ -226,17 +241,30 @@ func (v *vm) dial(name string) net.Conn {
 	}
 }
 
+// boots is how often a machine is booted until it comes up: an emulated one hangs at times on a busy host, before the agent is there.
+const boots = 4
+
 // session opens a session with the agent and waits until it answers.
 func (v *vm) session() *guest.Client {
 	v.t.Helper()
-	c := guest.NewClient(v.dial("agent"))
-	v.t.Cleanup(func() { c.Close() })
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := c.Health(ctx); err != nil {
-		v.t.Fatalf("the agent does not answer: %v", err)
+	for tries := 1; ; tries++ {
+		c := guest.NewClient(v.dial("agent"))
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		err := c.Health(ctx)
+		cancel()
+		if err == nil {
+			v.t.Cleanup(func() { c.Close() })
+			v.fresh = false
+			return c
+		}
+		c.Close()
+		if !v.fresh || v.options.from != nil || tries == boots {
+			v.t.Fatalf("the agent does not answer: %v", err)
+		}
+		v.t.Logf("boot %d hangs: %v", tries, err)
+		v.kill()
+		v.launch()
 	}
-	return c
 }
 
 // freeze stops the machine and copies all of it into files.
