@@ -103,7 +103,7 @@ func (a *app) root() *cobra.Command {
 	})
 	root.SetVersionTemplate("spore {{.Version}}\n")
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.storePath, "store", "", "folder with the snapshots (default $SPORE_STORE, or spore/store in the user's data folder)")
+	flags.StringVar(&a.storePath, "store", "", "where the snapshots are: a folder, gs://bucket/prefix or s3://bucket/prefix (default $SPORE_STORE, or spore/store in the user's data folder)")
 	flags.BoolVar(&a.json, "json", false, "print the result as JSON")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say more about what happens")

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore/internal/store/bucket"
 )
 
 // What the field's tools assume where a flag is left out.
@@ -23,7 +25,7 @@ func (f *buildFlags) register(c *cobra.Command) {
 	flags.SortFlags = false
 	flags.StringVar(&f.from, "from-build", "", "build to start from")
 	flags.StringVar(&f.to, "to-build", "", "UUID of the build to make")
-	flags.StringVar(&f.storage, "storage", fieldStorage, "folder with the builds")
+	flags.StringVar(&f.storage, "storage", fieldStorage, "where the builds are: a folder, gs://bucket/prefix or s3://bucket/prefix")
 	flags.StringVar(&f.sandboxDir, "sandbox-dir", "", "folder for live machines; a short path (default SANDBOX_DIR, or the user's run folder)")
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 }
@@ -35,6 +37,9 @@ func (f *buildFlags) apply(a *app) {
 	}
 	outer, sandboxDir := a.Getenv, f.sandboxDir
 	storage := a.storePath
+	if bucket.IsURL(storage) {
+		storage = fieldStorage // a bucket has no folders beside it
+	}
 	a.Getenv = func(name string) string {
 		if v := outer(name); v != "" && name != "SANDBOX_DIR" {
 			return v

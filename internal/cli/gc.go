@@ -21,7 +21,8 @@ func (a *app) gcCommand() *cobra.Command {
 		Long: `Lists the snapshots that nothing leads to and, with --yes, removes them. What leads to a snapshot is a name, a running machine, an unfinished snapshot that builds
 upon it, or a snapshot to which something leads and which needs its data. What is younger than --grace is left alone: its maker may not have named it yet.
 
-Other commands may work on the store meanwhile: before each removal it is looked again whether something leads there by now.`,
+Other commands may work on the store meanwhile: before each removal it is looked again whether something leads there by now. In a bucket, what
+interrupted uploads left before the grace period is removed too.`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if grace < 0 {
@@ -40,6 +41,7 @@ type collected struct {
 	DryRun    bool      `json:"dry_run"`
 	Snapshots []garbage `json:"snapshots"`
 	Bytes     int64     `json:"bytes"` // that were freed or, in a dry run, would be
+	Swept     int64     `json:"swept"` // bytes that writers who died had left in a bucket
 }
 
 type garbage struct {
@@ -53,11 +55,11 @@ func (a *app) gc(ctx context.Context, grace time.Duration, remove bool) error {
 	if err != nil {
 		return err
 	}
-	found, err := repo.GC(ctx, grace, remove)
+	found, swept, err := repo.GC(ctx, grace, remove)
 	if err != nil && len(found) == 0 {
 		return err
 	}
-	result := collected{DryRun: !remove, Snapshots: []garbage{}}
+	result := collected{DryRun: !remove, Snapshots: []garbage{}, Swept: swept}
 	failures := []error{err}
 	for _, g := range found {
 		shown := garbage{listed: listedOf(g.Info), Removed: g.Removed}
@@ -105,6 +107,9 @@ func (a *app) gcTable(r collected) error {
 		a.say("%s", strings.TrimSpace("to be removed: "+what+map[bool]string{true: "; nothing was removed, --yes does it"}[n > 0]))
 	} else {
 		a.say("removed: %s", what)
+		if r.Swept > 0 {
+			a.say("swept: %s that interrupted uploads had left", formatBytes(r.Swept))
+		}
 	}
 	return nil
 }

@@ -7,18 +7,18 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
+	"github.com/sporevm/spore/internal/store/bucket"
 	"github.com/sporevm/spore/internal/vmm/qemu"
 )
 
 // paths are the folders that spore works in.
 type paths struct {
-	Store   string `json:"store"`   // snapshots
+	Store   string `json:"store"`   // snapshots: a folder, or the URL of a bucket
 	Kernels string `json:"kernels"` // guest kernels
 	Cache   string `json:"cache"`   // may be deleted between runs
 	Run     string `json:"run"`     // live machines
@@ -40,10 +40,11 @@ func (a *app) paths() (paths, error) {
 		Cache:   first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
 		Run:     a.runDir(),
 	}
-	if scheme, _, remote := strings.Cut(p.Store, "://"); remote {
-		return paths{}, usageErrorf("store %s: this version keeps snapshots in folders, not in %s buckets", p.Store, scheme)
+	folders := []*string{&p.Kernels, &p.Cache, &p.Run}
+	if !bucket.IsURL(p.Store) {
+		folders = append(folders, &p.Store)
 	}
-	for _, path := range []*string{&p.Store, &p.Kernels, &p.Cache, &p.Run} {
+	for _, path := range folders {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return paths{}, fmt.Errorf("finding the working folders: %w", err)
 		}
@@ -107,7 +108,7 @@ func (a *app) repo(ctx context.Context) (*snapshot.Repo, error) {
 }
 
 // openRepo opens the store at a location.
-func (a *app) openRepo(_ context.Context, location string) (*snapshot.Repo, error) {
+func (a *app) openRepo(ctx context.Context, location string) (*snapshot.Repo, error) {
 	p, err := a.paths()
 	if err != nil {
 		return nil, err
@@ -116,15 +117,31 @@ func (a *app) openRepo(_ context.Context, location string) (*snapshot.Repo, erro
 	if err != nil {
 		return nil, err
 	}
-	dir, err := store.OpenDir(location)
+	st, err := openStore(ctx, location, p.Cache)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", location, err)
+		return nil, err
 	}
-	repo, err := snapshot.Open(dir, p.Cache, options...)
+	repo, err := snapshot.Open(st, p.Cache, options...)
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", location, err)
 	}
 	return repo, nil
+}
+
+// openStore opens a folder or a bucket. A folder needs no cloud client, and none is made.
+func openStore(ctx context.Context, location, cache string) (store.Store, error) {
+	if !bucket.IsURL(location) {
+		dir, err := store.OpenDir(location)
+		if err != nil {
+			return nil, fmt.Errorf("opening the store %s: %w", location, err)
+		}
+		return dir, nil
+	}
+	spool := filepath.Join(cache, "uploads")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return nil, fmt.Errorf("opening the store: making room for uploads: %w", err)
+	}
+	return bucket.Open(ctx, location, bucket.Options{TempDir: spool})
 }
 
 // host makes ready to run machines.

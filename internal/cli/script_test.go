@@ -15,10 +15,21 @@ import (
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
+	"github.com/sporevm/spore/internal/store/bucket/buckettest"
 )
 
+// services are object stores for scripts.
+var services buckettest.Services
+
+// withServices runs tests while the services run.
+type withServices struct{ m *testing.M }
+
+func (w withServices) Run() int {
+	return buckettest.Run(w.m, "../..", func(s buckettest.Services) { services = s })
+}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(withServices{m}, map[string]func(){
 		"spore": func() {
 			streams := Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
 			os.Exit(Main(context.Background(), os.Args[1:], streams, "v0-test"))
@@ -36,6 +47,11 @@ func TestScripts(t *testing.T) {
 			bin, _, _ := strings.Cut(env.Getenv("PATH"), string(os.PathListSeparator)) // where spore is
 			env.Setenv("BIN", bin)
 			env.Setenv("SANDBOX_DIR", filepath.Join(env.WorkDir, "run"))
+			env.Setenv("S3", services.URL("s3", ""))
+			env.Setenv("GS", services.URL("gs", ""))
+			for _, name := range []string{"STORAGE_EMULATOR_HOST", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"} {
+				env.Setenv(name, os.Getenv(name))
+			}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -30,26 +30,40 @@ type Garbage struct {
 //
 // It is safe beside writers: each removal looks again, while nobody can pin the
 // snapshot, at what was published and named since.
-func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) ([]Garbage, error) {
+//
+// With remove, a store that can't tell by itself that a writer died is also swept
+// of what such writers left before the grace period; swept is how many bytes that
+// were.
+func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) (garbage []Garbage, swept int64, err error) {
 	infos, err := r.List(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("collecting garbage: %w", err)
+		return nil, 0, fmt.Errorf("collecting garbage: %w", err)
 	}
+	since := time.Now().Add(-grace)
 	g := &collector{repo: r, known: make(map[uuid.UUID]*Metadata, len(infos))}
 	for _, i := range infos {
 		g.known[i.ID] = i.Metadata
 	}
-	garbage, err := g.find(ctx, infos, time.Now().Add(-grace))
+	garbage, err = g.find(ctx, infos, since)
 	if err != nil || !remove {
-		return garbage, err
+		return garbage, 0, err
 	}
 	for i := range garbage {
 		if err := ctx.Err(); err != nil {
-			return garbage, err
+			return garbage, 0, err
 		}
 		garbage[i].Removed, garbage[i].Err = g.remove(ctx, garbage[i].Info)
 	}
-	return garbage, nil
+	if s, ok := r.store.(sweeper); ok {
+		swept, err = s.Sweep(ctx, since)
+	}
+	return garbage, swept, err
+}
+
+// sweeper is a store that keeps what dead writers left until it is told that they
+// must be dead.
+type sweeper interface {
+	Sweep(ctx context.Context, before time.Time) (freed int64, err error)
 }
 
 // collector is one collection under way.

@@ -16,7 +16,7 @@ import (
 
 func collect(t testing.TB, w world, grace time.Duration, remove bool) []uuid.UUID {
 	t.Helper()
-	garbage, err := w.repo.GC(t.Context(), grace, remove)
+	garbage, _, err := w.repo.GC(t.Context(), grace, remove)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestGCLooksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	parent.Close() // not in use when they are found; the draft pins it itself
-	garbage, err := repo.GC(t.Context(), time.Hour, true)
+	garbage, _, err := repo.GC(t.Context(), time.Hour, true)
 	if err != nil || len(garbage) != 2 {
 		t.Fatalf("%v, %v", garbage, err)
 	}
@@ -141,7 +141,7 @@ func TestGCBesideWriters(t *testing.T) {
 	var collecting sync.WaitGroup
 	collecting.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := w.repo.GC(ctx, 0, true); err != nil && ctx.Err() == nil {
+			if _, _, err := w.repo.GC(ctx, 0, true); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 		}
