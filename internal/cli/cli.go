@@ -110,9 +110,9 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.createCommand(), a.resumeCommand(), a.runCommand(),
 		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
-		a.copyCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
+		a.diffCommand(), a.copyCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
 		a.benchCommand(), a.doctorCommand(),
-		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(),
+		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

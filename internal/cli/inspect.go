@@ -2,31 +2,95 @@ package cli
 
 import (
 	"cmp"
+	"context"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
 )
 
+// inspectFlags choose what is shown.
+type inspectFlags struct {
+	memfile, rootfs   bool
+	data              bool
+	start, end        int64 // blocks; end -1: the last
+	span              string
+	recursive, expand bool
+	text              bool
+}
+
+func (f *inspectFlags) register(flags *pflag.FlagSet) {
+	flags.BoolVar(&f.memfile, "memfile", false, "only the memory")
+	flags.BoolVar(&f.rootfs, "rootfs", false, "only the disk")
+	flags.BoolVar(&f.data, "data", false, "show what is in the blocks, verified")
+	flags.Int64Var(&f.start, "start", 0, "first block to show runs or data of")
+	flags.Int64Var(&f.end, "end", -1, "last block to show runs or data of; -1: the image's last")
+	flags.StringVar(&f.span, "range", "", "the same in bytes: OFFSET:LENGTH, such as 0x1000:64K")
+	flags.BoolVar(&f.recursive, "recursive", false, "also the ancestors, each with its images")
+	flags.BoolVar(&f.expand, "expand", false, "leave nothing out: every run, every byte of --data")
+}
+
 func (a *app) inspectCommand() *cobra.Command {
+	var f inspectFlags
 	c := &cobra.Command{
 		Use:   "inspect SNAPSHOT",
 		Short: "Show what a snapshot is made of",
-		Long: `Shows a snapshot's metadata and how its disk and memory are put together: which layers hold how much of them.
+		Long: `Shows a snapshot's metadata, its lineage, and how its disk and memory are put together: which layers hold how much of them, and a map of where its bytes lie. It is
+text on a terminal or with --text, JSON elsewhere.
 
-Metadata and headers are checked on the way; for the data itself see verify.`,
+With --start, --end or --range the runs of a part are listed; with --data what is in its blocks. Metadata and headers are checked on the way, and so is all data that
+is shown; for the rest see verify.`,
+		Example:           "  spore inspect web\n  spore inspect web --memfile --range 0x100000:64K --data",
 		Args:              exactArgs("one snapshot"),
 		ValidArgsFunction: a.completeSnapshots,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.inspect(cmd, args[0]) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.inspect(cmd.Context(), args[0], f) },
 	}
+	f.register(c.Flags())
+	c.Flags().BoolVar(&f.text, "text", false, "text, not JSON, where stdout is no terminal")
 	a.trustFlags(c.Flags())
+	return c
+}
+
+func (a *app) inspectBuildCommand() *cobra.Command {
+	var f inspectFlags
+	var build, storage string
+	var validate bool
+	c := &cobra.Command{
+		Use:   "inspect-build --build UUID",
+		Short: "inspect, under the flags of the field's orchestrator",
+		Long:  "Does what inspect does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID. -validate is verify.",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if build == "" {
+				return usageErrorf("inspect-build needs -build UUID")
+			}
+			if a.storePath == "" {
+				a.storePath = storage
+			}
+			if validate {
+				return a.verify(cmd.Context(), []string{build})
+			}
+			return a.inspect(cmd.Context(), build, f)
+		},
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&build, "build", "", "build to inspect")
+	flags.StringVar(&storage, "storage", fieldStorage, "where the builds are: a folder, gs://bucket/prefix or s3://bucket/prefix")
+	f.register(flags)
+	flags.BoolVar(&validate, "validate", false, "read all of it and check every byte")
+	flags.BoolVar(&f.text, "text", false, "text, not JSON, where stdout is no terminal")
+	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
 
@@ -35,8 +99,20 @@ type inspected struct {
 	Digest   block.Digest            `json:"digest"`
 	Names    []string                `json:"names"`
 	Children []uuid.UUID             `json:"children"`
+	Lineage  []ancestor              `json:"lineage"` // parent first
 	Metadata *snapshot.Metadata      `json:"metadata"`
 	Images   map[string]inspectImage `json:"images"`
+}
+
+// ancestor is a parent, or a parent's parent.
+type ancestor struct {
+	ID      uuid.UUID               `json:"id"`
+	Names   []string                `json:"names"`
+	Kind    snapshot.Kind           `json:"kind,omitempty"`
+	Created time.Time               `json:"created,omitzero"`
+	Stored  int64                   `json:"stored,omitempty"`
+	Gone    bool                    `json:"gone,omitempty"`   // it was removed: nothing of it is needed
+	Images  map[string]inspectImage `json:"images,omitempty"` // with --recursive
 }
 
 // inspectImage describes the disk or the memory.
@@ -49,6 +125,19 @@ type inspectImage struct {
 	Zeros      int64          `json:"zeros"` // in holes
 	Runs       int            `json:"runs"`
 	Layers     []inspectLayer `json:"layers"` // oldest first
+
+	Part   []shownRun  `json:"part,omitempty"` // the runs that were asked for
+	Blocks []shownData `json:"blocks,omitempty"`
+
+	header *block.Header
+}
+
+// shownData is what one block holds.
+type shownData struct {
+	Block  int64  `json:"block"`
+	Offset int64  `json:"offset"`
+	Hole   bool   `json:"hole,omitempty"`
+	Bytes  []byte `json:"bytes,omitempty"`
 }
 
 // inspectLayer is one layer's part in an image.
@@ -64,7 +153,7 @@ type inspectLayer struct {
 func describeImage(h *block.Header) inspectImage {
 	usage := h.Usage()
 	out := inspectImage{
-		Size: h.Size, BlockSize: h.BlockSize, FrameSize: h.FrameSize, Generation: h.Generation, Data: usage.Data(), Zeros: usage.Holes, Runs: len(h.Runs),
+		Size: h.Size, BlockSize: h.BlockSize, FrameSize: h.FrameSize, Generation: h.Generation, Data: usage.Data(), Zeros: usage.Holes, Runs: len(h.Runs), header: h,
 		Layers: make([]inspectLayer, len(h.Layers)),
 	}
 	for i, l := range h.Layers {
@@ -75,9 +164,8 @@ func describeImage(h *block.Header) inspectImage {
 	return out
 }
 
-func (a *app) inspect(cmd *cobra.Command, ref string) error {
-	ctx := cmd.Context()
-	repo, err := a.repo(cmd.Context())
+func (a *app) inspect(ctx context.Context, ref string, f inspectFlags) error {
+	repo, err := a.repo(ctx)
 	if err != nil {
 		return err
 	}
@@ -91,25 +179,161 @@ func (a *app) inspect(cmd *cobra.Command, ref string) error {
 		return err
 	}
 	result := inspected{Digest: snap.Digest(), Names: []string{}, Children: []uuid.UUID{}, Metadata: snap.Metadata(), Images: map[string]inspectImage{}}
+	byID := make(map[uuid.UUID]snapshot.Info, len(infos))
 	for _, i := range infos {
-		if i.ID == snap.ID() {
-			result.Names = append(result.Names, i.Names...)
-		}
+		byID[i.ID] = i
 		if i.Metadata.Parent == snap.ID() {
 			result.Children = append(result.Children, i.ID)
 		}
 	}
-	result.Images[snapshot.DiskFile] = describeImage(snap.Disk().Header())
-	if memory := snap.Memory(); memory != nil {
-		result.Images[snapshot.MemoryFile] = describeImage(memory.Header())
+	result.Names = append(result.Names, byID[snap.ID()].Names...)
+	if result.Lineage, err = lineage(ctx, repo, snap.Metadata().Parent, byID, f); err != nil {
+		return err
 	}
-	if a.json {
+	for name, image := range chosen(snap, f) {
+		if result.Images[name], err = f.describe(ctx, image); err != nil {
+			return err
+		}
+	}
+	_, tty := terminal(a.Out)
+	if a.json || !tty && !f.text {
 		return a.printJSON(result)
 	}
-	return a.inspectText(result)
+	return a.inspectText(result, f)
 }
 
-func (a *app) inspectText(r inspected) error {
+// chosen returns the images that the flags ask for.
+func chosen(s *snapshot.Snapshot, f inspectFlags) map[string]*block.Reader {
+	images := map[string]*block.Reader{}
+	if f.rootfs || !f.memfile {
+		images[snapshot.DiskFile] = s.Disk()
+	}
+	if s.Memory() != nil && (f.memfile || !f.rootfs) {
+		images[snapshot.MemoryFile] = s.Memory()
+	}
+	return images
+}
+
+// lineage follows parents as far as they are there.
+func lineage(ctx context.Context, repo *snapshot.Repo, id uuid.UUID, all map[uuid.UUID]snapshot.Info, f inspectFlags) ([]ancestor, error) {
+	out := []ancestor{}
+	for id != uuid.Nil && len(out) <= len(all) {
+		info, there := all[id]
+		one := ancestor{ID: id, Names: append([]string{}, info.Names...), Gone: !there}
+		if there {
+			one.Kind, one.Created, one.Stored = info.Metadata.Kind, info.Metadata.Created, info.Metadata.StoredBytes()
+		}
+		if there && f.recursive {
+			s, err := repo.OpenID(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			one.Images = map[string]inspectImage{}
+			for name, image := range chosen(s, f) {
+				one.Images[name] = describeImage(image.Header())
+			}
+			s.Close()
+		}
+		out = append(out, one)
+		if !there {
+			break
+		}
+		id = info.Metadata.Parent
+	}
+	return out, nil
+}
+
+// describe describes an image with the part and the data that were asked for.
+func (f inspectFlags) describe(ctx context.Context, image *block.Reader) (inspectImage, error) {
+	h := image.Header()
+	out := describeImage(h)
+	if f.start == 0 && f.end < 0 && f.span == "" && !f.data && !f.expand {
+		return out, nil
+	}
+	from, to, err := f.part(h)
+	if err != nil {
+		return out, err
+	}
+	out.Part = shownRuns(h, from, to-from)
+	if f.data {
+		out.Blocks, err = f.read(ctx, image, from, to)
+	}
+	return out, err
+}
+
+// part returns which bytes of an image are meant.
+func (f inspectFlags) part(h *block.Header) (from, to int64, err error) {
+	if f.span != "" {
+		offset, length, ok := strings.Cut(f.span, ":")
+		from, errFrom := parseOffset(offset)
+		n, errLength := parseOffset(length)
+		if !ok || errFrom != nil || errLength != nil || from < 0 || n <= 0 {
+			return 0, 0, usageErrorf("--range %q is not OFFSET:LENGTH", f.span)
+		}
+		from -= from % h.BlockSize
+		return min(from, h.Size), min(from+n, h.Size), nil
+	}
+	to = h.Size
+	if f.end >= 0 && f.end < h.Size/h.BlockSize {
+		to = (f.end + 1) * h.BlockSize
+	}
+	if f.start < 0 || f.start > h.Size/h.BlockSize || f.start*h.BlockSize > to {
+		return 0, 0, usageErrorf("block %d of %d: choose --start and --end among them", f.start, h.Size/h.BlockSize)
+	}
+	return f.start * h.BlockSize, to, nil
+}
+
+// parseOffset reads 4096, 0x1000 or 64K.
+func parseOffset(text string) (int64, error) {
+	unit := int64(1)
+	if n := len(text); n > 1 {
+		switch text[n-1] {
+		case 'k', 'K':
+			unit = 1 << 10
+		case 'm', 'M':
+			unit = 1 << 20
+		case 'g', 'G':
+			unit = 1 << 30
+		}
+		if unit > 1 {
+			text = text[:n-1]
+		}
+	}
+	n, err := strconv.ParseInt(text, 0, 64)
+	if err == nil && n > block.MaxSize/unit {
+		err = strconv.ErrRange
+	}
+	return n * unit, err
+}
+
+// shownBlocks is how many blocks --data shows without --expand.
+const shownBlocks = 16
+
+func (f inspectFlags) read(ctx context.Context, image *block.Reader, from, to int64) ([]shownData, error) {
+	h := image.Header()
+	out := []shownData{}
+	for run := range h.RunsIn(from, to-from) {
+		for at := run.Offset; at < run.End(); at += h.BlockSize {
+			if len(out) == shownBlocks && !f.expand {
+				return out, nil
+			}
+			d := shownData{Block: at / h.BlockSize, Offset: at, Hole: run.IsHole()}
+			if !d.Hole {
+				d.Bytes = make([]byte, h.BlockSize)
+				if _, err := image.ReadAtContext(ctx, d.Bytes, at); err != nil {
+					return nil, err
+				}
+			}
+			out = append(out, d)
+			if d.Hole && !f.expand {
+				break // the rest of it is alike
+			}
+		}
+	}
+	return out, nil
+}
+
+func (a *app) inspectText(r inspected, f inspectFlags) error {
 	m := r.Metadata
 	var rows [][]string
 	add := func(name, value string) {
@@ -158,17 +382,57 @@ func (a *app) inspectText(r inspected) error {
 	for _, name := range slices.Sorted(maps.Keys(m.Labels)) {
 		add("label", name+"="+m.Labels[name])
 	}
+	if m.Origin != uuid.Nil {
+		add("squashed from", m.Origin.String())
+	}
+	for _, p := range m.Processes {
+		add("process", fmt.Sprintf("%d  user %d  %q", p.PID, p.UID, p.Command))
+	}
 	if err := table(a.Out, nil, rows); err != nil {
 		return err
 	}
+	if err := a.lineageText(r.Lineage, f); err != nil {
+		return err
+	}
+	generations := map[uuid.UUID]int{}
+	for i, one := range r.Lineage {
+		generations[one.ID] = i + 1
+	}
 	for _, name := range []string{snapshot.DiskFile, snapshot.MemoryFile} {
 		if image, ok := r.Images[name]; ok {
-			if err := a.imageText(name, image); err != nil {
+			if err := a.imageText(name, image, f, generations); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// shownAncestors is how many of a long lineage are listed without --recursive.
+const shownAncestors = 5
+
+func (a *app) lineageText(all []ancestor, f inspectFlags) error {
+	rows := [][]string{}
+	for i, one := range all {
+		if i == shownAncestors && !f.recursive {
+			rows = append(rows, []string{fmt.Sprintf("  … and %d more", len(all)-i)})
+			break
+		}
+		created := "gone"
+		if !one.Gone {
+			created = age(time.Since(one.Created))
+		}
+		rows = append(rows, []string{"  " + one.ID.String(), cmp.Or(string(one.Kind), "-"), created, formatBytes(one.Stored), first(strings.Join(one.Names, ","), "-")})
+		for _, name := range slices.Sorted(maps.Keys(one.Images)) {
+			image := one.Images[name]
+			rows = append(rows, []string{"    " + name, fmt.Sprintf("%d runs", image.Runs), fmt.Sprintf("%d layers", len(image.Layers)), formatBytes(image.Data), "of " + formatBytes(image.Size)})
+		}
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.Out)
+	return table(a.Out, []string{"  ANCESTOR", "KIND", "CREATED", "STORED", "NAMES"}, rows)
 }
 
 func quoteArgs(args []string) string {
@@ -179,9 +443,13 @@ func quoteArgs(args []string) string {
 	return strings.Join(quoted, " ")
 }
 
-func (a *app) imageText(name string, i inspectImage) error {
+func (a *app) imageText(name string, i inspectImage, f inspectFlags, generations map[uuid.UUID]int) error {
 	fmt.Fprintf(a.Out, "\n%s: %s, of which %s data and %s zeros, in %d runs; generation %d, blocks of %s, frames of %s\n",
 		name, formatBytes(i.Size), formatBytes(i.Data), formatBytes(i.Zeros), i.Runs, i.Generation, formatBytes(i.BlockSize), formatBytes(i.FrameSize))
+	if i.Part != nil {
+		return a.partText(i, f)
+	}
+	a.heatMap(a.Out, i.header, func(id uuid.UUID) int { return cmp.Or(generations[id], len(generations)+1) })
 	rows := make([][]string, len(i.Layers))
 	for n, l := range i.Layers {
 		rows[n] = []string{"  " + l.Snapshot.String(), formatBytes(l.Used), formatBytes(l.Packed), formatBytes(l.Stored), fmt.Sprint(l.Frames), fmt.Sprint(l.Runs)}
@@ -190,4 +458,32 @@ func (a *app) imageText(name string, i inspectImage) error {
 		return nil
 	}
 	return table(a.Out, []string{"  LAYER OF", "USED", "PACKED", "STORED", "FRAMES", "RUNS"}, rows)
+}
+
+// partText shows the runs of a part, or what is in its blocks.
+func (a *app) partText(i inspectImage, f inspectFlags) error {
+	if !f.data {
+		limit := shownRunsLimit
+		if f.expand {
+			limit = 0
+		}
+		return runTable(a.Out, i.Part, limit)
+	}
+	for _, d := range i.Blocks {
+		if d.Hole {
+			fmt.Fprintf(a.Out, "  block %d, %#x: hole\n", d.Block, d.Offset)
+			continue
+		}
+		fmt.Fprintf(a.Out, "  block %d, %#x: %s\n", d.Block, d.Offset, block.Sum(d.Bytes))
+		shown := d.Bytes
+		if !f.expand {
+			shown = shown[:min(64, len(shown))]
+		}
+		dump := hex.Dumper(a.Out)
+		if _, err := dump.Write(shown); err != nil {
+			return fmt.Errorf("writing the data: %w", err)
+		}
+		dump.Close()
+	}
+	return nil
 }

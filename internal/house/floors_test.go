@@ -21,6 +21,7 @@ var floors = map[string]int{
 	"internal/image":    1,
 	"internal/snapshot": 1,
 	"internal/vmm":      1,
+	"internal/compare":  2,
 	"internal/sandbox":  2,
 	"internal/bench":    3,
 	"internal/cli":      4,

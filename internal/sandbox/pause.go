@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,6 +61,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 		return nil, report, err
 	}
 	report.GuestUsed, s.meta.GuestUsed = quiet.MemUsed, quiet.MemUsed
+	s.meta.Processes = processes(quiet.Processes)
 	still := true
 	defer func() {
 		if err != nil && still && s.Err() == nil {
@@ -94,6 +96,16 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	}
 	report.Total = time.Since(begin)
 	return snap, report, nil
+}
+
+// processes takes over what a guest tells of its processes, as far as metadata has room for it: a guest may tell anything.
+func processes(told []api.ProcessInfo) []snapshot.Process {
+	var out []snapshot.Process
+	for _, p := range told[:min(len(told), snapshot.MaxProcesses)] {
+		command := strings.ToValidUTF8(p.Command[:min(len(p.Command), snapshot.MaxCommand/4)], "\ufffd")
+		out = append(out, snapshot.Process{PID: p.PID, Parent: p.Parent, UID: p.UID, Command: command})
+	}
+	return out
 }
 
 // pausable refuses a pause that can't succeed before it disturbs the machine.

@@ -18,6 +18,8 @@ import (
 const (
 	MaxMetadataSize = 4 << 20   // bytes of metadata.json
 	MaxStateSize    = 256 << 20 // bytes of a snapfile
+	MaxProcesses    = 512
+	MaxCommand      = 1 << 10 // bytes of a process's command
 )
 
 // ErrMetadata is wrapped by every error about metadata that breaks a rule.
@@ -128,6 +130,13 @@ func (m *Metadata) Validate() error {
 		return invalid("a memory of %d bytes", m.MemoryBytes)
 	case m.VCPUs < 0:
 		return invalid("%d vCPUs", m.VCPUs)
+	case len(m.Processes) > MaxProcesses:
+		return invalid("%d processes, at most %d are allowed", len(m.Processes), MaxProcesses)
+	}
+	for _, p := range m.Processes {
+		if len(p.Command) > MaxCommand {
+			return invalid("process %d has a command of %d bytes, at most %d are allowed", p.PID, len(p.Command), MaxCommand)
+		}
 	}
 	if err := m.validateLayers(); err != nil {
 		return err
@@ -199,6 +208,9 @@ func (m *Metadata) validateText() error {
 		slices.Collect(maps.Keys(m.Labels)), slices.Collect(maps.Values(m.Labels)))
 	for _, s := range m.Steps {
 		texts = append(texts, s.Args...)
+	}
+	for _, p := range m.Processes {
+		texts = append(texts, p.Command)
 	}
 	for _, text := range texts {
 		if !utf8.ValidString(text) {

@@ -236,7 +236,7 @@ func TestSquash(t *testing.T) {
 		t.Errorf("state %q, %v", state, err)
 	}
 	want := *last.Metadata()
-	want.ID, want.Parent, want.Origin, want.Generation, want.Layers, want.Artifacts = m.ID, m.Parent, m.Origin, 0, nil, m.Artifacts
+	want.ID, want.Parent, want.Origin, want.Generation, want.Layers, want.Artifacts, want.Created = m.ID, m.Parent, m.Origin, 0, nil, m.Artifacts, m.Created
 	if diff := cmp.Diff(&want, m); diff != "" {
 		t.Error(diff)
 	}

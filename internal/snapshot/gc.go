@@ -25,7 +25,7 @@ type Garbage struct {
 
 // GC finds the snapshots that nothing leads to, youngest first, and removes them
 // if remove is set. What leads to a snapshot is a name, a pin (of a machine, or of
-// a draft that builds upon it), that it was made within the grace period, and that
+// a draft that builds upon it), that it was published within the grace period, and that
 // a snapshot to which something leads needs its data.
 //
 // It is safe beside writers: each removal looks again, while nobody can pin the
@@ -76,15 +76,14 @@ type collector struct {
 func (g *collector) find(ctx context.Context, infos []Info, since time.Time) ([]Garbage, error) {
 	reached := map[uuid.UUID]bool{}
 	for _, i := range infos {
-		root := len(i.Names) > 0 || i.Metadata.Created.After(since)
+		root, err := len(i.Names) > 0, error(nil)
 		if !root {
-			used, err := g.repo.store.InUse(ctx, i.ID)
-			if errors.Is(err, store.ErrNoSnapshot) {
-				continue
-			} else if err != nil {
-				return nil, fmt.Errorf("collecting garbage: %w", err)
-			}
-			root = used
+			root, err = g.held(ctx, i.ID, since)
+		}
+		if errors.Is(err, store.ErrNoSnapshot) {
+			continue // removed since
+		} else if err != nil {
+			return nil, fmt.Errorf("collecting garbage: %w", err)
 		}
 		if root {
 			g.reach(i.ID, reached)
@@ -100,6 +99,15 @@ func (g *collector) find(ctx context.Context, infos []Info, since time.Time) ([]
 		return cmp.Compare(b.Metadata.Generation, a.Metadata.Generation)
 	})
 	return garbage, nil
+}
+
+// held tells whether a snapshot is young or in use.
+func (g *collector) held(ctx context.Context, id uuid.UUID, since time.Time) (bool, error) {
+	published, err := g.repo.store.Published(ctx, id)
+	if err != nil || published.After(since) {
+		return true, err
+	}
+	return g.repo.store.InUse(ctx, id)
 }
 
 // reach marks a snapshot and those whose data it needs, which its metadata lists

@@ -75,6 +75,8 @@ type Metadata struct {
 	Steps        []Step            `json:"steps,omitempty"` // all since the image
 	Labels       map[string]string `json:"labels,omitempty"`
 	Prefetch     []int64           `json:"prefetch,omitempty"` // memory blocks that a wake reads first, in order
+
+	Processes []Process `json:"processes,omitempty"` // of the user's, that were frozen; as the guest told them
 }
 
 // Artifact records a file of the snapshot.
@@ -126,6 +128,14 @@ type Step struct {
 	Kind string   `json:"kind"` // run, copy, env, workdir, user
 	Args []string `json:"args,omitempty"`
 	Hash string   `json:"hash,omitempty"` // of the files that it takes in
+}
+
+// Process is a process in a frozen machine.
+type Process struct {
+	PID     int    `json:"pid"`
+	Parent  int    `json:"ppid"`
+	UID     int    `json:"uid"`
+	Command string `json:"command"`
 }
 
 // HasMemory tells whether the snapshot holds a frozen machine, not only a disk.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -49,7 +50,7 @@ func (r *Repo) Squash(ctx context.Context, id uuid.UUID, s *Snapshot, codec bloc
 		}
 	}
 	m := *s.meta
-	m.Origin = s.meta.ID
+	m.Origin, m.Created = s.meta.ID, time.Now()
 	m.Labels = maps.Clone(m.Labels)
 	return d.Commit(ctx, m)
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -77,4 +79,16 @@ func (d *Dir) InUse(ctx context.Context, id uuid.UUID) (bool, error) {
 		return false, fail("looking at", id, "", err)
 	}
 	return false, f.Close()
+}
+
+// Published implements Store.
+func (d *Dir) Published(_ context.Context, id uuid.UUID) (time.Time, error) {
+	st, err := os.Lstat(filepath.Join(d.folder(id), Manifest))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNoSnapshot
+	}
+	if err != nil {
+		return time.Time{}, fail("looking at", id, "", err)
+	}
+	return st.ModTime(), nil
 }

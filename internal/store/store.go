@@ -14,6 +14,7 @@ package store
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -41,6 +42,9 @@ type Store interface {
 	// Pin keeps a published snapshot from being removed until the returned closer
 	// is closed. Pins are for the machines and drafts that build on a snapshot.
 	Pin(ctx context.Context, id uuid.UUID) (io.Closer, error)
+
+	// Published returns when a snapshot was published in this store.
+	Published(ctx context.Context, id uuid.UUID) (time.Time, error)
 
 	// InUse tells whether somebody holds a pin right now.
 	InUse(ctx context.Context, id uuid.UUID) (bool, error)

@@ -164,9 +164,9 @@ func (c *UserCgroup) Thaw() error {
 	return failed
 }
 
-// Count returns the number of processes in the group, its siblings and all groups below them.
-func (c *UserCgroup) Count() (int, error) {
-	n := 0
+// PIDs returns the processes in the group, its siblings and all groups below them.
+func (c *UserCgroup) PIDs() ([]int, error) {
+	var pids []int
 	err := filepath.WalkDir(c.root, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) { // a group that has gone meanwhile
@@ -181,13 +181,17 @@ func (c *UserCgroup) Count() (int, error) {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
 			return nil
 		}
-		n += bytes.Count(text, []byte("\n"))
+		for line := range bytes.Lines(text) {
+			if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil {
+				pids = append(pids, pid)
+			}
+		}
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("counting user processes: %w", err)
+		return nil, fmt.Errorf("listing user processes: %w", err)
 	}
-	return n, nil
+	return pids, nil
 }
 
 func write(dir, file, value string) error {

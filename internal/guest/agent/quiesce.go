@@ -47,9 +47,11 @@ func (m *Machine) Quiesce(ctx context.Context, o api.QuiesceOptions) (api.Quiesc
 
 // still does what a quiesce does once the processes are frozen.
 func (m *Machine) still(ctx context.Context, o api.QuiesceOptions, r *api.QuiesceReport) (err error) {
-	if r.Frozen, err = m.user.Count(); err != nil {
+	pids, err := m.user.PIDs()
+	if err != nil {
 		return err
 	}
+	r.Frozen, r.Processes = len(pids), describe(pids)
 	synced := time.Now()
 	unix.Sync()
 	r.SyncTime = int64(time.Since(synced))

@@ -93,6 +93,22 @@ type QuiesceReport struct {
 	FreezeTime int64 `json:"freeze_time"` // nanoseconds until every process stood still
 	SyncTime   int64 `json:"sync_time"`   // nanoseconds of sync
 	Duration   int64 `json:"duration"`    // nanoseconds of the whole
+
+	Processes []ProcessInfo `json:"processes,omitempty"` // the frozen ones, at most MaxProcesses
+}
+
+// Limits of what is told of processes.
+const (
+	MaxProcesses = 512
+	MaxCommand   = 256 // bytes
+)
+
+// ProcessInfo is a process of the user's.
+type ProcessInfo struct {
+	PID     int    `json:"pid"`
+	Parent  int    `json:"ppid"`
+	UID     int    `json:"uid"`
+	Command string `json:"command"` // its arguments, or its [name] when it has none
 }
 
 // Stats is what a guest tells about itself.

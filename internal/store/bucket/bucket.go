@@ -4,8 +4,8 @@
 //
 //	<id>/metadata.json         the manifest: its conditional put publishes the
 //	                           snapshot; its object metadata names the folder
-//	<id>/<folder>/<artifact>   the other objects of the draft that was published
-//	<id>/<artifact>.sig        attachments
+//	<id>/<folder>/<artifact>   the other objects of the draft that was published, and
+//	                           attachments
 //	.names/<name>              holds the id ("/" is kept as "+")
 //	.pins/<id>/<lease>         holds the time until which the pin counts
 //	.removing/<id>             holds the time until which a removal may go on

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"gocloud.dev/blob"
@@ -61,7 +62,7 @@ func (b *Bucket) Open(ctx context.Context, id uuid.UUID, artifact string) (store
 // key is where an artifact of a published snapshot lies. anew says that what was
 // seen before is not to be believed.
 func (b *Bucket) key(ctx context.Context, id uuid.UUID, artifact string, anew bool) (string, error) {
-	if artifact == store.Manifest || strings.HasSuffix(artifact, ".sig") {
+	if artifact == store.Manifest {
 		return id.String() + "/" + artifact, nil
 	}
 	if folder, ok := b.folders.Load(id); ok && !anew {
@@ -106,6 +107,18 @@ func (b *Bucket) missing(ctx context.Context, id uuid.UUID) error {
 func (b *Bucket) published(ctx context.Context, id uuid.UUID) (bool, error) {
 	attrs, err := b.attributes(ctx, manifestKey(id))
 	return attrs != nil, err
+}
+
+// Published implements store.Store.
+func (b *Bucket) Published(ctx context.Context, id uuid.UUID) (time.Time, error) {
+	attrs, err := b.attributes(ctx, manifestKey(id))
+	if err == nil && attrs == nil {
+		err = store.ErrNoSnapshot
+	}
+	if err != nil {
+		return time.Time{}, fail("looking at", id, "", err)
+	}
+	return attrs.ModTime, nil
 }
 
 // List implements store.Store.
@@ -170,5 +183,9 @@ func (b *Bucket) Attach(ctx context.Context, id uuid.UUID, artifact string, data
 		return fail(op, id, artifact, err)
 	}
 	defer pin.Close()
-	return fail(op, id, artifact, b.put(ctx, id.String()+"/"+artifact, data, nil))
+	key, err := b.key(ctx, id, artifact, true)
+	if err == nil {
+		err = b.put(ctx, key, data, nil)
+	}
+	return fail(op, id, artifact, err)
 }

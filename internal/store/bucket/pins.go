@@ -166,49 +166,77 @@ func (b *Bucket) pinned(ctx context.Context, id uuid.UUID) (bool, error) {
 // Remove implements store.Store.
 func (b *Bucket) Remove(ctx context.Context, id uuid.UUID, unless func(context.Context) error) error {
 	const op = "removing"
-	published, err := b.published(ctx, id)
-	if err == nil && !published {
-		err = store.ErrNoSnapshot
-	}
-	if err == nil {
-		err = b.put(ctx, removalOf(id), until(removalLease), nil)
-	}
-	if err != nil {
+	if err := b.claimRemoval(ctx, id); err != nil {
 		return fail(op, id, "", err)
 	}
-	if err, refused := b.unpublish(ctx, id, unless); err != nil {
-		again := b.remove(context.WithoutCancel(ctx), removalOf(id))
+	// From here on nobody pins the snapshot, and nobody else removes it.
+	folder, err, refused := b.unpublish(ctx, id, unless)
+	ctx = context.WithoutCancel(ctx)
+	if err != nil {
+		again := b.remove(ctx, removalOf(id))
 		if refused {
 			return err // as it is
 		}
 		return fail(op, id, "", errors.Join(err, again))
 	}
 	// It is removed: what is left to do is to clean up.
-	return fail(op, id, "", b.clean(context.WithoutCancel(ctx), id))
+	return fail(op, id, "", b.clean(ctx, id, folder))
+}
+
+// claimRemoval keeps others from pinning and removing a snapshot.
+func (b *Bucket) claimRemoval(ctx context.Context, id uuid.UUID) error {
+	for {
+		published, err := b.published(ctx, id)
+		if err == nil && !published {
+			err = store.ErrNoSnapshot
+		}
+		if err != nil {
+			return err
+		}
+		err = b.put(ctx, removalOf(id), until(removalLease), &blob.WriterOptions{IfNotExist: true})
+		if gcerrors.Code(err) != gcerrors.FailedPrecondition {
+			return err
+		}
+		other, err := b.readSmall(ctx, removalOf(id), maxLeaseSize)
+		if err == nil && other != nil && !lives(other) {
+			err = b.remove(ctx, removalOf(id)) // of a process that died
+		}
+		if err == nil {
+			err = sleep(ctx, 50*time.Millisecond)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // unpublish deletes the manifest unless somebody objects; refused says that it was
-// the caller's own function.
-func (b *Bucket) unpublish(ctx context.Context, id uuid.UUID, unless func(context.Context) error) (err error, refused bool) {
+// the caller's own function. folder is where the other objects lie.
+func (b *Bucket) unpublish(ctx context.Context, id uuid.UUID, unless func(context.Context) error) (folder string, err error, refused bool) {
+	if folder, err = b.folder(ctx, id); err != nil {
+		return "", err, false
+	}
 	used, err := b.pinned(ctx, id)
 	if err != nil {
-		return err, false
+		return "", err, false
 	}
 	if used {
-		return store.ErrInUse, false
+		return "", store.ErrInUse, false
 	}
 	if unless != nil {
 		limited, cancel := context.WithTimeout(ctx, removalLease/2)
 		defer cancel()
 		if err := unless(limited); err != nil {
-			return err, true
+			return "", err, true
 		}
 	}
-	return b.remove(ctx, manifestKey(id)), false
+	return folder, b.remove(ctx, manifestKey(id)), false
 }
 
-// clean deletes what is left of a snapshot that was unpublished.
-func (b *Bucket) clean(ctx context.Context, id uuid.UUID) error {
+// clean deletes what is left of a snapshot that was unpublished, and then lets
+// others go on. By then another may be published under the same id: it has a
+// folder of its own.
+func (b *Bucket) clean(ctx context.Context, id uuid.UUID, folder string) error {
 	b.folders.Delete(id)
 	names, err := b.readNames(ctx)
 	errs := []error{err}
@@ -217,8 +245,13 @@ func (b *Bucket) clean(ctx context.Context, id uuid.UUID) error {
 			errs = append(errs, b.remove(ctx, nameKey(name)))
 		}
 	}
-	for _, prefix := range []string{id.String() + "/", pinsOf(id)} {
-		errs = append(errs, b.each(ctx, prefix, func(o *blob.ListObject) error { return b.remove(ctx, o.Key) }))
-	}
+	errs = append(errs, b.each(ctx, id.String()+"/"+folder+"/", func(o *blob.ListObject) error { return b.remove(ctx, o.Key) }))
+	errs = append(errs, b.each(ctx, pinsOf(id), func(o *blob.ListObject) error {
+		lease, err := b.readSmall(ctx, o.Key, maxLeaseSize)
+		if err != nil || lives(lease) { // of one who waits
+			return err
+		}
+		return b.remove(ctx, o.Key)
+	}))
 	return errors.Join(append(errs, b.remove(ctx, removalOf(id)))...)
 }

@@ -36,7 +36,7 @@ func (b *Bucket) garbage(ctx context.Context, key string, folders map[uuid.UUID]
 	}
 	dir, rest, _ := strings.Cut(key, "/")
 	id, err := uuid.Parse(dir)
-	if err != nil || rest == store.Manifest {
+	if err != nil || !strings.Contains(rest, "/") {
 		return false, nil
 	}
 	folder, known := folders[id]
@@ -45,9 +45,6 @@ func (b *Bucket) garbage(ctx context.Context, key string, folders map[uuid.UUID]
 			return false, err
 		}
 		folders[id] = folder
-	}
-	if !strings.Contains(rest, "/") { // an attachment
-		return folder == "", nil
 	}
 	return !strings.HasPrefix(rest, folder+"/"), nil
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -478,8 +479,14 @@ func attachments(t *testing.T, st store.Store, reopen func() store.Store) {
 	id := uuid.New()
 	const name = "metadata.sig"
 	wantError(t, st.Attach(t.Context(), id, name, []byte("x")), store.ErrNoSnapshot)
+	before := time.Now().Add(-time.Minute) // clocks differ
+	_, err := st.Published(t.Context(), id)
+	wantError(t, err, store.ErrNoSnapshot)
 	Publish(t, st, id, map[string]string{"memfile": "m"})
-	_, err := st.Open(t.Context(), id, name)
+	if at, err := reopen().Published(t.Context(), id); err != nil || at.Before(before) || time.Until(at) > time.Minute {
+		t.Errorf("published at %v, %v", at, err)
+	}
+	_, err = st.Open(t.Context(), id, name)
 	wantError(t, err, store.ErrNoArtifact)
 	for _, content := range []string{"first", "second, longer", ""} {
 		if err := st.Attach(t.Context(), id, name, []byte(content)); err != nil {
