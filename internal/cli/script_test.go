@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,7 +35,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(withServices{m}, map[string]func(){
 		"spore": func() {
 			streams := Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
-			os.Exit(Main(context.Background(), os.Args[1:], streams, "v0-test"))
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) // as cmd/spore does
+			defer stop()
+			os.Exit(Main(ctx, os.Args[1:], streams, "v0-test"))
 		},
 	})
 }
@@ -59,6 +64,19 @@ func TestScripts(t *testing.T) {
 			"mkstore":  cmdMkstore,
 			"flip":     cmdFlip,
 			"truncate": cmdTruncate,
+
+			"mkfs":       cmdMkfs,
+			"until":      cmdUntil,
+			"gone":       cmdGone,
+			"killserver": cmdKillServer,
+		},
+		Condition: func(name string) (bool, error) {
+			if name != "mounts" {
+				return false, fmt.Errorf("no condition %q", name)
+			}
+			_, fuse := os.Stat("/dev/fuse")
+			_, loop := os.Stat("/dev/loop-control")
+			return os.Geteuid() == 0 && fuse == nil && loop == nil, nil
 		},
 	})
 }

@@ -112,6 +112,9 @@ var versionPattern = regexp.MustCompile(`version (\d+\.\d+\.\d+)`)
 
 func askVersion(ctx context.Context, path string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return "", fmt.Errorf("asking %s for its version: %w", path, err)
 	}

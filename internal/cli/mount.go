@@ -1,0 +1,267 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+// mountFlags are how a disk is mounted.
+type mountFlags struct {
+	writable, verify bool
+	empty            bool
+	size             string
+	blockSize        int
+}
+
+func (f *mountFlags) register(flags *pflag.FlagSet) {
+	flags.BoolVar(&f.verify, "verify", false, "have e2fsck look at the file system first")
+	flags.BoolVar(&f.empty, "empty", false, "mount a new, empty file system, which is thrown away")
+	flags.StringVar(&f.size, "size", "1GB", "size of the empty file system")
+	flags.IntVar(&f.blockSize, "block-size", 4096, "block size of the empty file system, in bytes: 1024, 2048 or 4096")
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	var f mountFlags
+	c := &cobra.Command{
+		Use:   "mount SNAPSHOT DIR",
+		Short: "Mount a snapshot's disk on this host",
+		Long: `Mounts a snapshot's root file system on a folder until spore is interrupted (Ctrl-C, or any signal that ends it). What is read is verified on the way, and comes from
+wherever the store is, as it is needed. The mount is read-only; with --writable it can be written to, and what was written is thrown away in the end.
+
+It works by FUSE and a loop device and takes root. Should spore be killed, the process that serves the disk unmounts it; nothing is left behind.`,
+		Example: "  spore mount web /mnt\n  spore mount --empty --size 2GB /mnt",
+		Args: func(_ *cobra.Command, args []string) error {
+			if want := map[bool]int{true: 1, false: 2}[f.empty]; len(args) != want {
+				return usageErrorf("mount takes a snapshot and a folder or, with --empty, a folder alone")
+			}
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 && !f.empty {
+				return a.completeSnapshots(cmd, args, partial)
+			}
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref := ""
+			if !f.empty {
+				ref = args[0]
+			}
+			return a.mount(cmd.Context(), ref, args[len(args)-1], f)
+		},
+	}
+	c.Flags().BoolVar(&f.writable, "writable", false, "allow writes, which are thrown away in the end")
+	f.register(c.Flags())
+	a.trustFlags(c.Flags())
+	return c
+}
+
+func (a *app) mountBuildCommand() *cobra.Command {
+	f := mountFlags{writable: true}
+	var build, storage, dir string
+	var log bool
+	c := &cobra.Command{
+		Use:   "mount-build-rootfs --build UUID --mount DIR",
+		Short: "mount, under the flags of the field's orchestrator",
+		Long: `Does what mount --writable does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID. -log tells every request
+to the disk.`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" || (build == "") != f.empty {
+				return usageErrorf("mount-build-rootfs needs -mount DIR, and one of -build UUID and -empty")
+			}
+			if a.storePath == "" {
+				a.storePath = storage
+			}
+			a.verbose = a.verbose || log
+			return a.mount(cmd.Context(), build, dir, f)
+		},
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&build, "build", "", "build to mount")
+	flags.StringVar(&storage, "storage", fieldStorage, "where the builds are: a folder, gs://bucket/prefix or s3://bucket/prefix")
+	flags.StringVar(&dir, "mount", "", "folder to mount it on")
+	f.register(flags)
+	flags.BoolVar(&log, "log", false, "tell every request to the disk")
+	c.Annotations = map[string]string{fieldFlags: "yes"}
+	return c
+}
+
+// mountRequest is what the serving process is told, on its standard input. When that ends, the process unmounts and ends too.
+type mountRequest struct {
+	Snapshot  string `json:"snapshot"` // id; "" for an empty disk
+	Dir       string `json:"dir"`
+	Writable  bool   `json:"writable"`
+	Verify    bool   `json:"verify"`
+	Size      int64  `json:"size"`   // of an empty disk
+	BlockSize int    `json:"format"` // of an empty disk
+}
+
+// mountReply is what it says once the disk is mounted.
+type mountReply struct {
+	Device string `json:"device"`
+}
+
+// mounted is the result as --json shows it.
+type mounted struct {
+	Snapshot string `json:"snapshot,omitempty"`
+	Dir      string `json:"dir"`
+	Device   string `json:"device"`
+}
+
+func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
+	request, err := a.mountRequest(ctx, ref, dir, f)
+	if err != nil {
+		return err
+	}
+	server, err := a.startServer(request)
+	if err != nil {
+		return err
+	}
+	reply, err := server.reply()
+	if err != nil {
+		return errors.Join(err, server.end(context.Background()))
+	}
+	result := mounted{Snapshot: request.Snapshot, Dir: request.Dir, Device: reply.Device}
+	if a.json {
+		err = a.printJSON(result)
+	} else if err = a.println(result.Dir); err == nil {
+		a.say("mounted; interrupt spore to unmount")
+	}
+	if err != nil {
+		return errors.Join(err, server.end(context.Background()))
+	}
+	select {
+	case <-ctx.Done(): // the way to end it
+		return server.end(context.Background())
+	case err := <-server.ended:
+		// Killed, or told to end. Without it the mount is dead.
+		if unix.Unmount(request.Dir, unix.MNT_DETACH) == nil || err != nil {
+			return fmt.Errorf("the process that served the disk has ended: %w", errors.Join(err, errors.New("unmounted")))
+		}
+		return nil
+	}
+}
+
+func (a *app) mountRequest(ctx context.Context, ref, dir string, f mountFlags) (mountRequest, error) {
+	r := mountRequest{Writable: f.writable || f.empty, Verify: f.verify}
+	if os.Geteuid() != 0 {
+		return r, errors.New("mounting takes root: run spore by sudo, with --store as before")
+	}
+	var err error
+	if r.Dir, err = filepath.Abs(dir); err != nil {
+		return r, fmt.Errorf("finding %s: %w", dir, err)
+	}
+	if st, err := os.Stat(r.Dir); err != nil || !st.IsDir() {
+		return r, usageErrorf("%s is not a folder to mount on", dir)
+	}
+	if f.empty {
+		if r.Size, err = parseSize(f.size); err != nil {
+			return r, usageErrorf("--size: %v", err)
+		}
+		r.BlockSize = f.blockSize
+		if r.Size < 1<<20 || r.Size > 16<<40 || r.Size%4096 != 0 {
+			return r, usageErrorf("--size %s: choose a multiple of 4 KiB from 1 MiB to 16 TiB", f.size)
+		}
+		if f.blockSize != 1024 && f.blockSize != 2048 && f.blockSize != 4096 {
+			return r, usageErrorf("--block-size %d: choose 1024, 2048 or 4096", f.blockSize)
+		}
+		return r, nil
+	}
+	repo, err := a.repo(ctx)
+	if err != nil {
+		return r, err
+	}
+	s, err := repo.Open(ctx, ref) // so that what is wrong with it is said here
+	if err != nil {
+		return r, err
+	}
+	r.Snapshot = s.ID().String()
+	return r, s.Close()
+}
+
+// server is the process that serves a disk.
+type server struct {
+	stdin  io.WriteCloser
+	stdout *os.File
+	ended  chan error
+}
+
+// startServer starts this program once more, as the hidden command serve-mount.
+func (a *app) startServer(request mountRequest) (*server, error) {
+	p, err := a.paths()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", "serve-mount", "--store", p.Store)
+	cmd.Args[0] = os.Args[0]
+	for flag, on := range map[string]bool{"--verbose": a.verbose, "--require-signed": a.requireSigned} {
+		if on {
+			cmd.Args = append(cmd.Args, flag)
+		}
+	}
+	if a.trustedKeys != "" {
+		cmd.Args = append(cmd.Args, "--trusted-keys", a.trustedKeys)
+	}
+	cmd.Stderr = a.Err
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is for us to pass on
+	s := &server{ended: make(chan error, 1)}
+	var theirs *os.File
+	if s.stdout, theirs, err = os.Pipe(); err != nil {
+		return nil, fmt.Errorf("starting the process that serves the disk: %w", err)
+	}
+	defer theirs.Close()
+	cmd.Stdout = theirs
+	if s.stdin, err = cmd.StdinPipe(); err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		s.stdout.Close()
+		return nil, fmt.Errorf("starting the process that serves the disk: %w", err)
+	}
+	go func() { s.ended <- cmd.Wait() }()
+	if err := json.NewEncoder(s.stdin).Encode(request); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the process that serves the disk: %w", err), s.end(context.Background()))
+	}
+	return s, nil
+}
+
+// reply waits until the disk is mounted.
+func (s *server) reply() (mountReply, error) {
+	var r mountReply
+	defer s.stdout.Close()
+	if err := json.NewDecoder(s.stdout).Decode(&r); err != nil {
+		return r, errors.New("the disk could not be mounted") // it has said why
+	}
+	return r, nil
+}
+
+// unmountPatience is how long the users of a file system have to leave it.
+const unmountPatience = 5 * time.Second
+
+// end has the process unmount, and waits for its end.
+func (s *server) end(ctx context.Context) error {
+	s.stdin.Close()
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			return fmt.Errorf("unmounting: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

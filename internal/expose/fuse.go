@@ -1,0 +1,257 @@
+package expose
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// fuseRequest is the largest read or write that the kernel may ask for, in bytes.
+const fuseRequest = 1 << 20
+
+// FUSEFile is a disk to be seen as a file.
+type FUSEFile struct {
+	Name     string
+	Base     Base
+	Writable bool // then Base is a Disk
+}
+
+// FUSEServer serves disks as files of a FUSE file system that is mounted nowhere: each file is there as a descriptor alone, which can be passed to
+// the kernel (a loop device) and to other processes. When the last descriptor is closed, or the server's process dies, the file system is gone.
+//
+// A process must not touch pages of its own files, by mapping them or reading them: its garbage collector could wait for itself. So serve in a
+// process of its own, or hand the descriptors on and leave them alone.
+type FUSEServer struct {
+	server *fuse.Server
+	files  map[string]int // descriptors
+	ended  chan struct{}
+	once   sync.Once
+}
+
+// ServeFUSE serves files until Close. It needs /dev/fuse and the right to mount, in a mount namespace that it makes for the moment. trace, which may
+// be nil, is told every request.
+func ServeFUSE(files []FUSEFile, trace *log.Logger) (*FUSEServer, error) {
+	tree := &fuseTree{RawFileSystem: fuse.NewDefaultRawFileSystem(), files: files}
+	for _, f := range files {
+		if _, writable := f.Base.(Disk); f.Writable && !writable {
+			return nil, fmt.Errorf("serving %s over FUSE: it can't be written to", f.Name)
+		}
+	}
+	s := &FUSEServer{files: map[string]int{}, ended: make(chan struct{})}
+	failed := make(chan error, 1)
+	go onThrowawayThread(func() { failed <- s.mount(tree, trace) })
+	if err := <-failed; err != nil {
+		s.Close()
+		return nil, fmt.Errorf("serving files over FUSE: %w", err)
+	}
+	return s, nil
+}
+
+// onThrowawayThread calls f on a thread that ends thereafter. So f may move it to another mount namespace: that ends with the thread, while the files that
+// were opened in it stay.
+func onThrowawayThread(f func()) {
+	runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine, unless
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread() // it is the process's first one, which can't
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			onThrowawayThread(f)
+		}()
+		<-done
+		return
+	}
+	f()
+}
+
+// mount mounts the file system in a new mount namespace and opens its files.
+func (s *FUSEServer) mount(tree *fuseTree, trace *log.Logger) error {
+	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/dev/fuse", Err: err}
+	}
+	if err := privateMount(device); err != nil {
+		unix.Close(device)
+		return err
+	}
+	o := &fuse.MountOptions{
+		MaxWrite: fuseRequest, MaxReadAhead: fuseRequest, MaxBackground: 64, DisableXAttrs: true, DisableSplice: true,
+		Name: "spore", FsName: "spore", Logger: log.New(io.Discard, "", 0),
+	}
+	if trace != nil {
+		o.Debug, o.Logger = true, trace
+	}
+	if s.server, err = fuse.NewServer(tree, "/dev/fd/"+strconv.Itoa(device), o); err != nil {
+		unix.Close(device)
+		return err
+	}
+	go func() {
+		defer close(s.ended)
+		s.server.Serve()
+	}()
+	for _, f := range tree.files {
+		mode := unix.O_RDONLY
+		if f.Writable {
+			mode = unix.O_RDWR
+		}
+		// Not os.Open, which would have Go's poller ask this very process.
+		fd, err := ignoringEINTR(func() (int, error) { return unix.Open(mountPoint+"/"+f.Name, mode|unix.O_CLOEXEC, 0) })
+		if err != nil {
+			return &os.PathError{Op: "open", Path: f.Name, Err: err}
+		}
+		s.files[f.Name] = fd
+	}
+	readAhead(s.files)
+	return nil
+}
+
+// mountPoint is any folder that is always there: only this thread sees it covered.
+const mountPoint = "/tmp"
+
+// privateMount moves the thread to a mount namespace that propagates nothing and mounts the FUSE connection there.
+func privateMount(device int) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("making a mount namespace: %w (it takes root)", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("making the mount namespace private: %w", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other,max_read=%d", device, os.Geteuid(), os.Getegid(), fuseRequest)
+	if err := unix.Mount("spore", mountPoint, "fuse.spore", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mounting: %w", err)
+	}
+	return nil
+}
+
+// readAhead lets the kernel read far ahead, as far as we may tell it.
+func readAhead(files map[string]int) {
+	for _, fd := range files {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil {
+			bdi := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+			_ = os.WriteFile(bdi, []byte(strconv.Itoa(fuseRequest>>10)), 0)
+		}
+	}
+}
+
+// FD returns the descriptor of a file, which stays the server's.
+func (s *FUSEServer) FD(name string) (int, bool) {
+	fd, ok := s.files[name]
+	return fd, ok
+}
+
+// Close closes the server's descriptors. Files that others hold are served on until they close them: wait with Done.
+func (s *FUSEServer) Close() {
+	s.once.Do(func() {
+		for _, fd := range s.files {
+			unix.Close(fd)
+		}
+		if s.server == nil {
+			close(s.ended)
+		}
+	})
+}
+
+// Done is closed when no descriptor is left.
+func (s *FUSEServer) Done() <-chan struct{} { return s.ended }
+
+// fuseTree is a folder of files. The folder is node 1, the files are the nodes from 2 on.
+type fuseTree struct {
+	fuse.RawFileSystem
+	files []FUSEFile
+}
+
+func (t *fuseTree) attr(node uint64, out *fuse.Attr) fuse.Status {
+	*out = fuse.Attr{Ino: node, Nlink: 1, Blksize: BlockSize, Owner: fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}}
+	switch {
+	case node == fuse.FUSE_ROOT_ID:
+		out.Mode = unix.S_IFDIR | 0o700
+	case node < 2 || node-2 >= uint64(len(t.files)):
+		return fuse.ENOENT
+	default:
+		out.Mode = unix.S_IFREG | 0o600
+		out.Size = uint64(t.files[node-2].Base.Size())
+		out.Blocks = (out.Size + 511) / 512
+	}
+	return fuse.OK
+}
+
+// forever is how long, in seconds, the kernel may believe what it was told.
+const forever = 1 << 30
+
+// Lookup implements fuse.RawFileSystem.
+func (t *fuseTree) Lookup(_ <-chan struct{}, _ *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	for i, f := range t.files {
+		if f.Name == name {
+			out.NodeId, out.EntryValid, out.AttrValid = uint64(i)+2, forever, forever
+			return t.attr(out.NodeId, &out.Attr)
+		}
+	}
+	return fuse.ENOENT
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (t *fuseTree) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.AttrValid = forever
+	return t.attr(in.NodeId, &out.Attr)
+}
+
+// Access implements fuse.RawFileSystem.
+func (t *fuseTree) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.OK }
+
+// Open implements fuse.RawFileSystem. Who may not write may still open for it, as QEMU does.
+func (t *fuseTree) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	return fuse.OK
+}
+
+// Read implements fuse.RawFileSystem.
+func (t *fuseTree) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n, err := t.files[in.NodeId-2].Base.ReadAt(buf, int64(in.Offset))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fuse.EIO
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write implements fuse.RawFileSystem.
+func (t *fuseTree) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	f := t.files[in.NodeId-2]
+	if !f.Writable {
+		return 0, fuse.EPERM
+	}
+	n, err := f.Base.(Disk).WriteAt(data, int64(in.Offset))
+	if errors.Is(err, unix.ENOSPC) {
+		return uint32(n), fuse.Status(unix.ENOSPC)
+	} else if err != nil {
+		return uint32(n), fuse.EIO
+	}
+	return uint32(n), fuse.OK
+}
+
+// Fsync implements fuse.RawFileSystem. What is written is thrown away in the end, or kept by those who own the disk.
+func (t *fuseTree) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+// Fallocate implements fuse.RawFileSystem: a loop device passes on what a file system has freed.
+func (t *fuseTree) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	f := t.files[in.NodeId-2]
+	disk, ok := f.Base.(Disk)
+	switch {
+	case !f.Writable || !ok:
+		return fuse.EPERM
+	case in.Mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0:
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	if err := disk.Zero(int64(in.Offset), int64(in.Length), in.Mode&unix.FALLOC_FL_PUNCH_HOLE != 0); err != nil {
+		return fuse.EIO
+	}
+	return fuse.OK
+}

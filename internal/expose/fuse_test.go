@@ -1,0 +1,156 @@
+package expose
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// memory is a base in memory.
+type memory struct{ *bytes.Reader }
+
+func (m memory) Size() int64 { return m.Reader.Size() }
+
+func needFUSE(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skipf("there is no FUSE here: %v", err)
+	}
+}
+
+func random(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 0))
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(r.Uint32())
+	}
+	return p
+}
+
+// serve serves files whose descriptors are read by plain system calls, which Go's runtime does not wait for.
+func serve(t testing.TB, files ...FUSEFile) *FUSEServer {
+	t.Helper()
+	needFUSE(t)
+	s, err := ServeFUSE(files, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Close()
+		select {
+		case <-s.Done():
+		case <-time.After(time.Minute):
+			t.Error("the file system is still there")
+		}
+	})
+	return s
+}
+
+func TestFUSE(t *testing.T) {
+	a, b := random(1, 5<<20+123), random(2, 1<<20)
+	overlay, err := NewOverlay(memory{bytes.NewReader(bytes.Clone(b))}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overlay.Close()
+	s := serve(t, FUSEFile{Name: "a", Base: memory{bytes.NewReader(a)}}, FUSEFile{Name: "b", Base: overlay, Writable: true})
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || strings.Contains(string(mounts), "spore") {
+		t.Errorf("the mount is seen: %v", err)
+	}
+	fd, ok := s.FD("a")
+	if !ok {
+		t.Fatal("no descriptor")
+	}
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(i), 9))
+			for range 50 {
+				off := r.IntN(len(a))
+				p := make([]byte, 1+r.IntN(300<<10))
+				n, err := unix.Pread(fd, p, int64(off))
+				if want := a[off:min(len(a), off+len(p))]; err != nil || !bytes.Equal(p[:n], want) {
+					t.Errorf("%d bytes at %d: %d, %v", len(p), off, n, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n, err := unix.Pwrite(fd, []byte("x"), 0); err == nil {
+		t.Errorf("wrote %d bytes to what is read-only", n)
+	}
+	fd, _ = s.FD("b")
+	if _, err := unix.Pwrite(fd, []byte("written"), 4090); err != nil {
+		t.Fatal(err)
+	}
+	copy(b[4090:], "written")
+	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 8192, 4096); err != nil {
+		t.Fatal(err)
+	}
+	clear(b[8192:12288])
+	if err := unix.Fsync(fd); err != nil {
+		t.Error(err)
+	}
+	got := make([]byte, len(b))
+	if _, err := overlay.ReadAt(got, 0); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("the overlay has other bytes: %v", err)
+	}
+	if _, ok := s.FD("c"); ok {
+		t.Error("a file that is not there has a descriptor")
+	}
+}
+
+// broken is a base that can't be read.
+type broken struct{ memory }
+
+func (broken) ReadAt([]byte, int64) (int, error) { return 0, errors.New("damaged") }
+
+func TestFUSEFault(t *testing.T) {
+	s := serve(t, FUSEFile{Name: "a", Base: broken{memory{bytes.NewReader(make([]byte, 1<<20))}}})
+	fd, _ := s.FD("a")
+	if n, err := unix.Pread(fd, make([]byte, 100), 0); !errors.Is(err, unix.EIO) {
+		t.Errorf("read %d bytes of a damaged disk: %v", n, err)
+	}
+	if _, err := ServeFUSE([]FUSEFile{{Name: "a", Base: memory{bytes.NewReader(nil)}, Writable: true}}, nil); err == nil {
+		t.Error("served what can't be written to as writable")
+	}
+}
+
+// TestLoop makes devices of files again and again: none is left over.
+func TestLoop(t *testing.T) {
+	data := random(3, 1<<20)
+	s := serve(t, FUSEFile{Name: "a", Base: memory{bytes.NewReader(data)}})
+	fd, _ := s.FD("a")
+	for range 20 {
+		device, err := AttachLoop(fd, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(data))
+		if _, err := unix.Pread(int(device.Fd()), got, 0); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("the device reads other bytes: %v", err)
+		}
+		name := filepath.Base(device.Name())
+		device.Close()
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Stat("/sys/block/" + name + "/loop/backing_file"); os.IsNotExist(err) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is left over", name)
+			}
+		}
+	}
+}
