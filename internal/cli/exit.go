@@ -37,7 +37,7 @@ const exitCodeHelp = `Exit codes:
   1    failure
   2    wrong usage: flags, arguments, sizes
   3    no such snapshot or image, or the reference fits several
-  4    a snapshot is damaged
+  4    a snapshot is damaged, or does not wake as it should
   5    this host can't run the snapshot, or may not: no trusted key has signed it
   6    a start command, ready command or step failed in the guest
   7    the id is taken, or others need the snapshot
@@ -85,7 +85,7 @@ func exitCode(err error) int {
 		return 128 + int(interrupted.Signal)
 	case is[*usageError](err):
 		return exitUsage
-	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err):
+	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err), is[*canaryError](err):
 		return exitCorrupt
 	case is[*snapshot.NotFoundError](err), is[*snapshot.AmbiguousError](err), errors.Is(err, store.ErrNoSnapshot), errors.Is(err, store.ErrNoName):
 		return exitNotFound

@@ -78,7 +78,7 @@ func (a *app) inspectBuildCommand() *cobra.Command {
 				a.storePath = storage
 			}
 			if validate {
-				return a.verify(cmd.Context(), []string{build})
+				return a.verify(cmd.Context(), []string{build}, false)
 			}
 			return a.inspect(cmd.Context(), build, f)
 		},
@@ -377,8 +377,8 @@ func (a *app) inspectText(r inspected, f inspectFlags) error {
 	for _, s := range m.Steps {
 		add("step", strings.ToUpper(s.Kind)+" "+strings.Join(s.Args, " "))
 	}
-	add("start", m.StartCommand)
-	add("ready", m.ReadyCommand)
+	add("start", oneLine(m.StartCommand))
+	add("ready", oneLine(m.ReadyCommand))
 	for _, name := range slices.Sorted(maps.Keys(m.Labels)) {
 		add("label", name+"="+m.Labels[name])
 	}
@@ -433,6 +433,14 @@ func (a *app) lineageText(all []ancestor, f inspectFlags) error {
 	}
 	fmt.Fprintln(a.Out)
 	return table(a.Out, []string{"  ANCESTOR", "KIND", "CREATED", "STORED", "NAMES"}, rows)
+}
+
+// oneLine quotes what would break a table.
+func oneLine(text string) string {
+	if strings.ContainsAny(text, "\n\r\t\x1b") {
+		return fmt.Sprintf("%q", text)
+	}
+	return text
 }
 
 func quoteArgs(args []string) string {

@@ -9,18 +9,25 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
 )
 
 func (a *app) verifyCommand() *cobra.Command {
+	var deep bool
 	c := &cobra.Command{
 		Use:   "verify [SNAPSHOT...]",
 		Short: "Read snapshots completely and check every byte",
 		Long: `Reads everything that the given snapshots need, the layers of their ancestors too, and checks it against the digests from the metadata down to the last
-frame. Without arguments all snapshots of the store are checked. What is damaged is listed, and the exit code is 4.`,
+frame. Without arguments all snapshots of the store are checked. What is damaged is listed, and the exit code is 4.
+
+With --deep a machine is also woken, several times, to see that waking does what it should: a nonce that was left in its memory and its uptime tell that it was
+continued and not booted; two wakes differ in random numbers, UUIDs, machine id and host name; the clock is right; and frozen again at once it has hardly changed.
+A child of the snapshot is made for that, and removed.`,
 		ValidArgsFunction: a.completeSnapshots,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args, deep) },
 	}
+	c.Flags().BoolVar(&deep, "deep", false, "also wake machines and see that they are what they were")
 	a.trustFlags(c.Flags())
 	return c
 }
@@ -32,9 +39,11 @@ type verified struct {
 	Bytes   int64    `json:"bytes"` // disk and memory, holes left out
 	Seconds float64  `json:"seconds"`
 	Errors  []string `json:"errors"`
+
+	Checks []sandbox.Check `json:"checks,omitempty"` // of --deep
 }
 
-func (a *app) verify(ctx context.Context, refs []string) error {
+func (a *app) verify(ctx context.Context, refs []string, deep bool) error {
 	repo, err := a.repo(ctx)
 	if err != nil {
 		return err
@@ -54,11 +63,14 @@ func (a *app) verify(ctx context.Context, refs []string) error {
 	}
 	for _, ref := range refs {
 		v, err := a.verifyOne(ctx, repo, ref)
+		if err == nil && deep {
+			err = a.canary(ctx, &v)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err == nil:
-		case exitCode(err) == exitCorrupt:
+		case exitCode(err) == exitCorrupt, is[*canaryError](err):
 			damage = append(damage, err)
 		default:
 			return err
@@ -87,6 +99,42 @@ func (a *app) verifyOne(ctx context.Context, repo *snapshot.Repo, ref string) (v
 		v.Errors = append(v.Errors, e.Error())
 	}
 	return v, err
+}
+
+// canary wakes what was verified.
+func (a *app) canary(ctx context.Context, v *verified) error {
+	host, err := a.host(ctx)
+	if err != nil {
+		return err
+	}
+	snap, err := host.Snapshots.Open(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	progress := a.showSlow()
+	v.Checks, err = host.Canary(ctx, snap, progress)
+	progress.stop()
+	if err != nil {
+		return err
+	}
+	for _, c := range v.Checks {
+		if !c.OK {
+			v.OK = false
+			v.Errors = append(v.Errors, fmt.Sprintf("not so: %s: %s", c.Name, c.Detail))
+		}
+	}
+	if !v.OK {
+		return &canaryError{v.ID}
+	}
+	return nil
+}
+
+// canaryError says that a machine did not wake as it should.
+type canaryError struct{ id string }
+
+func (e *canaryError) Error() string {
+	return fmt.Sprintf("snapshot %s does not wake as it should", e.id)
 }
 
 // flatten takes joined errors apart.
@@ -125,6 +173,9 @@ func (a *app) verifyReport(results []verified, damage []error) error {
 		for _, v := range results {
 			if v.OK {
 				fmt.Fprintf(a.Out, "%s  ok  %s in %.1f s\n", v.ID, formatBytes(v.Bytes), v.Seconds)
+				for _, c := range v.Checks {
+					fmt.Fprintf(a.Out, "  %s: %s\n", c.Name, c.Detail)
+				}
 				continue
 			}
 			fmt.Fprintf(a.Out, "%s  DAMAGED\n", v.ID)

@@ -143,4 +143,3 @@ func (z Zeros) ReadAt(p []byte, off int64) (int, error) {
 
 // Extent implements Mapper.
 func (z Zeros) Extent(offset, limit int64) (int64, bool) { return min(limit, int64(z)-offset), true }
-
