@@ -36,7 +36,8 @@ func AttachLoop(fd int, writable bool) (*os.File, error) {
 
 func attach(path string, fd int, writable bool) (*os.File, error) {
 	mode := os.O_RDWR
-	c := unix.LoopConfig{Fd: uint32(fd), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+	// Directly, past the page cache of the file below: one cache is enough, and FUSE is nearly twice as fast so.
+	c := unix.LoopConfig{Fd: uint32(fd), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO}}
 	if !writable {
 		mode = os.O_RDONLY
 		c.Info.Flags |= unix.LO_FLAGS_READ_ONLY

@@ -1,6 +1,8 @@
 package snapshot
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -242,23 +244,36 @@ func (c *copier) data(ctx context.Context, draft store.Draft, s *Snapshot, name 
 		return err
 	}
 	defer f.Close()
-	if err := image.CopyLayer(ctx, s.meta.ID, f, c.add); err != nil {
+	if err := image.CopyLayer(ctx, s.meta.ID, &checkedWriter{file: f}, c.add); err != nil {
 		return err
 	}
 	if f.Size() != s.meta.Artifacts[name].Size {
 		return &CorruptError{ID: s.meta.ID, Artifact: name, Err: fmt.Errorf("its header describes %d bytes, %s says %d", f.Size(), MetadataFile, s.meta.Artifacts[name].Size)}
 	}
-	written := block.NewReader(fmt.Sprintf("the copy of %s of snapshot %s", name, s.meta.ID), image.Header(), writtenLayer{f})
-	defer written.Close()
-	return written.CopyLayer(ctx, s.meta.ID, io.Discard, nil)
+	return nil
 }
 
-// writtenLayer is a layer that was just written.
-type writtenLayer struct{ file store.File }
+// checkedWriter reads what it has written, and wants it to be the same.
+type checkedWriter struct {
+	file store.File
+	buf  []byte
+}
 
-// Layer implements block.Source.
-func (w writtenLayer) Layer(context.Context, uuid.UUID) (io.ReaderAt, error) {
-	return struct{ io.ReaderAt }{w.file}, nil // not to be closed by the reader
+// Write implements io.Writer.
+func (w *checkedWriter) Write(p []byte) (int, error) {
+	at := w.file.Size()
+	n, err := w.file.Write(p)
+	if err != nil {
+		return n, err
+	}
+	w.buf = slices.Grow(w.buf[:0], len(p))[:len(p)]
+	if k, err := w.file.ReadAt(w.buf, at); k < len(p) {
+		return n, fmt.Errorf("reading what was written: %w", cmp.Or(err, io.ErrUnexpectedEOF))
+	}
+	if !bytes.Equal(w.buf, p) {
+		return n, fmt.Errorf("the copy is not what was written, between bytes %d and %d", at, at+int64(len(p)))
+	}
+	return n, nil
 }
 
 func (c *copier) put(draft store.Draft, name string, data []byte) error {

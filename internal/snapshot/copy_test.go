@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -176,8 +177,7 @@ func TestCopyRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = repo.CopyFrom(t.Context(), from.repo, s.ID(), nil)
-		var frame *block.CorruptError
-		if !errors.As(err, &frame) {
+		if err == nil || !strings.Contains(err.Error(), "the copy is not what was written") {
 			t.Errorf("got %v", err)
 		}
 		if infos, _ := to.repo.List(t.Context(), nil); len(infos) != 0 {
