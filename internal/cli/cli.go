@@ -110,7 +110,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.createCommand(), a.resumeCommand(), a.runCommand(),
 		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
-		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
+		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.pushCommand(), a.pullCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
 		a.benchCommand(), a.doctorCommand(),
 		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(), a.serveMountCommand(),
 	)

@@ -73,13 +73,9 @@ func (b *Builder) resolveRegistry(ctx context.Context, s string, p Platform) (*I
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReference, err)
 	}
-	inner := b.o.Transport
-	if inner == nil {
-		inner = remote.DefaultTransport
-	}
 	puller, err := remote.NewPuller(
 		remote.WithAuthFromKeychain(b.o.Keychain),
-		remote.WithTransport(&guard{inner, b.o.PlainHTTP}),
+		remote.WithTransport(SecureTransport(b.o.Transport, b.o.PlainHTTP)),
 		remote.WithUserAgent("spore"),
 	)
 	if err != nil {
@@ -131,6 +127,16 @@ func registryError(err error, repo name.Repository) error {
 		return &hintError{fmt.Errorf("the registry wants fewer requests: %w", err), "wait, or docker login " + host}
 	}
 	return err
+}
+
+// SecureTransport lets no request through that would go over a network in the
+// clear, but to the registries ("host" or "host:port") in plain and on this host.
+// nil for next is the default.
+func SecureTransport(next http.RoundTripper, plain []string) http.RoundTripper {
+	if next == nil {
+		next = remote.DefaultTransport
+	}
+	return &guard{next, plain}
 }
 
 // guard lets no request through that would go over a network in the clear:
