@@ -40,6 +40,9 @@ func (r *Reader) CopyTo(ctx context.Context, f io.WriterAt, progress func(n int6
 	}, func(err error) error { return err })
 }
 
+// farReaders is how many batches of a source that is far away are read at once.
+const farReaders = 8
+
 // maxCorrupt is how many corrupt frames Verify lists before it gives up.
 const maxCorrupt = 16
 
@@ -106,7 +109,11 @@ func (r *Reader) eachBatch(ctx context.Context, use func(b batch, data []byte) e
 		}
 		return nil
 	})
-	for range max(2, runtime.GOMAXPROCS(0)) {
+	workers := max(2, runtime.GOMAXPROCS(0))
+	if r.layers.cache != nil {
+		workers = max(workers, farReaders) // they wait more than they work
+	}
+	for range workers {
 		group.Go(func() error {
 			var data, scratch []byte
 			for b := range batches {
@@ -129,7 +136,14 @@ func (r *Reader) eachBatch(ctx context.Context, use func(b batch, data []byte) e
 // readBatch reads and verifies the frames of b into their places in data.
 func (r *Reader) readBatch(ctx context.Context, b batch, data []byte, scratch *[]byte, failed func(error) error) error {
 	layer, frameSize := r.h.Layers[b.layer], r.h.FrameSize
+	right, err := r.readNeighbours(ctx, b, data)
+	if err != nil {
+		return err
+	}
 	for frame := range b.frames(frameSize) {
+		if right[frame] {
+			continue
+		}
 		at := (frame - b.first) * int(frameSize)
 		dst := data[at : at+layer.frameLength(frame, frameSize)]
 		err := r.layers.read(ctx, frameKey{layer: b.layer, frame: frame}, dst, scratch)
@@ -141,4 +155,40 @@ func (r *Reader) readBatch(ctx context.Context, b batch, data []byte, scratch *[
 		}
 	}
 	return nil
+}
+
+// readNeighbours reads what it can of a batch from afar with few reads, and returns
+// the frames that are there and verified.
+func (r *Reader) readNeighbours(ctx context.Context, b batch, data []byte) (map[int]bool, error) {
+	if r.layers.cache == nil {
+		return nil, nil
+	}
+	right := map[int]bool{}
+	layer, frameSize := r.h.Layers[b.layer], int(r.h.FrameSize)
+	read := func(first, end int) error { // plain frames, one after the other
+		if first == end {
+			return nil
+		}
+		at := (first - b.first) * frameSize
+		size := (end-first-1)*frameSize + layer.frameLength(end-1, r.h.FrameSize)
+		good, err := r.layers.loadPlain(ctx, b.layer, first, data[at:at+size])
+		for i, ok := range good {
+			right[first+i] = ok
+		}
+		return err
+	}
+	first, end := 0, 0
+	for frame := range b.frames(r.h.FrameSize) {
+		if layer.Frames[frame].Codec != Plain {
+			continue
+		}
+		if frame != end {
+			if err := read(first, end); err != nil {
+				return nil, err
+			}
+			first = frame
+		}
+		end = frame + 1
+	}
+	return right, read(first, end)
 }

@@ -26,6 +26,7 @@ type layerSet struct {
 	h        *Header
 	source   Source
 	open     []openLayer // one for each of the header's layers
+	cache    FrameCache  // nil: the source is near
 	unzstd   func() (*zstd.Decoder, error)
 }
 
@@ -75,6 +76,66 @@ func (s *layerSet) read(ctx context.Context, key frameKey, dst []byte, scratch *
 }
 
 func (s *layerSet) load(ctx context.Context, key frameKey, dst []byte, scratch *[]byte) error {
+	if s.cache == nil {
+		return s.loadSource(ctx, key, dst, scratch)
+	}
+	frame := s.h.Layers[key.layer].Frames[key.frame]
+	if s.cached(frame, dst) {
+		return nil
+	}
+	err := s.loadSource(ctx, key, dst, scratch)
+	var damage *CorruptError
+	if errors.As(err, &damage) { // on its way perhaps: it is far away
+		err = s.loadSource(ctx, key, dst, scratch)
+	}
+	if err == nil {
+		s.cache.Put(frame.Digest, dst)
+	}
+	return err
+}
+
+// cached fills dst from the cache if that has the right bytes. Wrong ones are
+// replaced by whoever fetches the frame next.
+func (s *layerSet) cached(frame Frame, dst []byte) bool {
+	return s.cache.Get(frame.Digest, dst) && frame.verify(dst) == nil
+}
+
+// loadPlain fills dst with neighbouring frames from first on that are stored plain,
+// in one read for all that the cache lacks. A frame that is not right is left for
+// load; it tells which are.
+func (s *layerSet) loadPlain(ctx context.Context, layer, first int, dst []byte) (right []bool, err error) {
+	l := s.h.Layers[layer]
+	frameSize := int(s.h.FrameSize)
+	n := (len(dst) + frameSize - 1) / frameSize
+	right = make([]bool, n)
+	part := func(i int) []byte { return dst[i*frameSize : min((i+1)*frameSize, len(dst))] }
+	from, to := n, 0
+	for i := range n {
+		if right[i] = s.cached(l.Frames[first+i], part(i)); !right[i] {
+			from, to = min(from, i), i+1
+		}
+	}
+	if from >= to {
+		return right, nil
+	}
+	whole := dst[from*frameSize : min(to*frameSize, len(dst))]
+	err = s.fetch(ctx, frameKey{layer, first + from}, Frame{Offset: l.Frames[first+from].Offset, Length: len(whole)}, whole)
+	var damage *CorruptError
+	if errors.As(err, &damage) {
+		return make([]bool, n), nil // cut short: frame by frame it shows where
+	} else if err != nil {
+		return nil, err
+	}
+	for i := from; i < to; i++ {
+		frame := l.Frames[first+i]
+		if right[i] = frame.verify(part(i)) == nil; right[i] {
+			s.cache.Put(frame.Digest, part(i))
+		}
+	}
+	return right, nil
+}
+
+func (s *layerSet) loadSource(ctx context.Context, key frameKey, dst []byte, scratch *[]byte) error {
 	frame := s.h.Layers[key.layer].Frames[key.frame]
 	stored := dst
 	if frame.Codec != Plain {

@@ -19,11 +19,30 @@ type Reader struct {
 	err    error // why nothing can be read
 }
 
+// FrameCache keeps frames of a source that is far away. Nothing that goes wrong
+// with it is an error, and what it gives is verified. It serves many goroutines.
+type FrameCache interface {
+	// Get fills p with the frame of a digest, and tells whether it had it.
+	Get(d Digest, p []byte) bool
+	// Put keeps a frame, in the place of what Get gave before.
+	Put(d Digest, p []byte)
+}
+
+// ReaderOption changes how a Reader works.
+type ReaderOption func(*Reader)
+
+// WithCache says that the source is far away: frames come from the cache if it has
+// them, neighbouring ones in one read, and a wrong one is asked for again once.
+func WithCache(c FrameCache) ReaderOption { return func(r *Reader) { r.layers.cache = c } }
+
 // NewReader returns a Reader of the image that the whole header h describes.
 // Errors call it name, such as "memfile of snapshot <id>". Layers are opened
 // when they are first needed.
-func NewReader(name string, h *Header, source Source) *Reader {
+func NewReader(name string, h *Header, source Source, options ...ReaderOption) *Reader {
 	r := &Reader{h: h, layers: newLayerSet(name, h, source), cache: newFrameCache(cacheLimit)}
+	for _, o := range options {
+		o(r)
+	}
 	if err := h.Validate(); err != nil {
 		r.err = fmt.Errorf("reading %s: %w", name, err)
 	}

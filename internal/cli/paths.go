@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 
+	"github.com/sporevm/spore/internal/block/framecache"
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
@@ -121,12 +122,24 @@ func (a *app) openRepo(ctx context.Context, location string) (*snapshot.Repo, er
 	if err != nil {
 		return nil, err
 	}
+	if bucket.IsURL(location) {
+		limit := int64(frameCacheLimit)
+		if text := a.Getenv("SPORE_CACHE_LIMIT"); text != "" {
+			if limit, err = parseSize(text); err != nil {
+				return nil, usageErrorf("SPORE_CACHE_LIMIT: %v", err)
+			}
+		}
+		options = append(options, snapshot.Far(framecache.Open(filepath.Join(p.Cache, "frames"), limit)))
+	}
 	repo, err := snapshot.Open(st, p.Cache, options...)
 	if err != nil {
 		return nil, fmt.Errorf("opening the store %s: %w", location, err)
 	}
 	return repo, nil
 }
+
+// frameCacheLimit is how much of a bucket is kept on this host, in bytes, unless SPORE_CACHE_LIMIT says otherwise.
+const frameCacheLimit = 10 << 30
 
 // openStore opens a folder or a bucket. A folder needs no cloud client, and none is made.
 func openStore(ctx context.Context, location, cache string) (store.Store, error) {

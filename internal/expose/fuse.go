@@ -6,7 +6,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
 
@@ -36,8 +35,7 @@ type FUSEServer struct {
 	once   sync.Once
 }
 
-// ServeFUSE serves files until Close. It needs /dev/fuse and the right to mount, in a mount namespace that it makes for the moment. trace, which may
-// be nil, is told every request.
+// ServeFUSE serves files until Close. It needs /dev/fuse and the right to mount. trace, which may be nil, is told every request.
 func ServeFUSE(files []FUSEFile, trace *log.Logger) (*FUSEServer, error) {
 	tree := &fuseTree{RawFileSystem: fuse.NewDefaultRawFileSystem(), files: files}
 	for _, f := range files {
@@ -46,42 +44,25 @@ func ServeFUSE(files []FUSEFile, trace *log.Logger) (*FUSEServer, error) {
 		}
 	}
 	s := &FUSEServer{files: map[string]int{}, ended: make(chan struct{})}
-	failed := make(chan error, 1)
-	go onThrowawayThread(func() { failed <- s.mount(tree, trace) })
-	if err := <-failed; err != nil {
+	if err := s.open(tree, trace); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("serving files over FUSE: %w", err)
 	}
 	return s, nil
 }
 
-// onThrowawayThread calls f on a thread that ends thereafter. So f may move it to another mount namespace: that ends with the thread, while the files that
-// were opened in it stay.
-func onThrowawayThread(f func()) {
-	runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine, unless
-	if unix.Gettid() == unix.Getpid() {
-		defer runtime.UnlockOSThread() // it is the process's first one, which can't
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			onThrowawayThread(f)
-		}()
-		<-done
-		return
-	}
-	f()
-}
-
-// mount mounts the file system in a new mount namespace and opens its files.
-func (s *FUSEServer) mount(tree *fuseTree, trace *log.Logger) error {
+// open makes the file system and opens its files.
+func (s *FUSEServer) open(tree *fuseTree, trace *log.Logger) error {
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: "/dev/fuse", Err: err}
 	}
-	if err := privateMount(device); err != nil {
+	root, err := detachedMount(device)
+	if err != nil {
 		unix.Close(device)
 		return err
 	}
+	defer unix.Close(root) // the files keep the file system
 	o := &fuse.MountOptions{
 		MaxWrite: fuseRequest, MaxReadAhead: fuseRequest, MaxBackground: 64, DisableXAttrs: true, DisableSplice: true,
 		Name: "spore", FsName: "spore", Logger: log.New(io.Discard, "", 0),
@@ -102,8 +83,8 @@ func (s *FUSEServer) mount(tree *fuseTree, trace *log.Logger) error {
 		if f.Writable {
 			mode = unix.O_RDWR
 		}
-		// Not os.Open, which would have Go's poller ask this very process.
-		fd, err := ignoringEINTR(func() (int, error) { return unix.Open(mountPoint+"/"+f.Name, mode|unix.O_CLOEXEC, 0) })
+		// Not by package os, which would have Go's poller ask this very process.
+		fd, err := ignoringEINTR(func() (int, error) { return unix.Openat(root, f.Name, mode|unix.O_CLOEXEC, 0) })
 		if err != nil {
 			return &os.PathError{Op: "open", Path: f.Name, Err: err}
 		}
@@ -113,22 +94,32 @@ func (s *FUSEServer) mount(tree *fuseTree, trace *log.Logger) error {
 	return nil
 }
 
-// mountPoint is any folder that is always there: only this thread sees it covered.
-const mountPoint = "/tmp"
-
-// privateMount moves the thread to a mount namespace that propagates nothing and mounts the FUSE connection there.
-func privateMount(device int) error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("making a mount namespace: %w (it takes root)", err)
+// detachedMount makes the file system of a FUSE connection, as a mount that is attached nowhere, and returns a descriptor of its root.
+func detachedMount(device int) (int, error) {
+	fs, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("making a FUSE file system: %w (it takes root)", err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("making the mount namespace private: %w", err)
+	defer unix.Close(fs)
+	for _, o := range [][2]string{
+		{"source", "spore"}, {"subtype", "spore"}, {"fd", strconv.Itoa(device)}, {"rootmode", "40000"},
+		{"user_id", strconv.Itoa(os.Geteuid())}, {"group_id", strconv.Itoa(os.Getegid())}, {"max_read", strconv.Itoa(fuseRequest)},
+	} {
+		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
+			return -1, fmt.Errorf("making a FUSE file system: setting %s: %w", o[0], err)
+		}
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other,max_read=%d", device, os.Geteuid(), os.Getegid(), fuseRequest)
-	if err := unix.Mount("spore", mountPoint, "fuse.spore", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-		return fmt.Errorf("mounting: %w", err)
+	if err := unix.FsconfigSetFlag(fs, "allow_other"); err != nil {
+		return -1, fmt.Errorf("making a FUSE file system: allowing others: %w", err)
 	}
-	return nil
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("making a FUSE file system: %w", err)
+	}
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return -1, fmt.Errorf("making a FUSE file system: %w", err)
+	}
+	return root, nil
 }
 
 // readAhead lets the kernel read far ahead, as far as we may tell it.

@@ -167,7 +167,7 @@ func (d *Draft) commit(ctx context.Context, m *Metadata) (*Snapshot, error) {
 	if err := d.complete(); err != nil {
 		return nil, err
 	}
-	s := &Snapshot{store: d.repo.store, meta: m}
+	s := &Snapshot{store: d.repo.store, far: d.repo.far, meta: m}
 	m.Version, m.ID, m.Parent, m.Generation = FormatVersion, d.id, uuid.Nil, 0
 	if d.parent != nil {
 		m.Parent, m.Generation = d.parent.ID(), d.parent.meta.Generation+1

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/store"
 )
 
@@ -27,6 +28,7 @@ import (
 type Repo struct {
 	store store.Store
 	cache flatCache
+	far   block.FrameCache                   // of a store that is far away; nil: it is near
 	trust func(*Snapshot, []Signature) error // nil: whatever is whole
 }
 
@@ -36,6 +38,10 @@ type Option func(*Repo)
 // CacheLimit bounds what flat memory files that no machine uses may take up on
 // disk, in bytes; DefaultCacheLimit without this option.
 func CacheLimit(bytes int64) Option { return func(r *Repo) { r.cache.limit = bytes } }
+
+// Far says that the store is far away: frames are kept in a cache on this host, and
+// fetched many at a time.
+func Far(frames block.FrameCache) Option { return func(r *Repo) { r.far = frames } }
 
 // DefaultCacheLimit is the disk space, in bytes, that unused flat memory files may
 // take up.

@@ -17,6 +17,7 @@ import (
 // may be called concurrently.
 type Snapshot struct {
 	store  store.Store
+	far    block.FrameCache // nil: the store is near
 	meta   *Metadata
 	digest block.Digest
 	disk   *block.Reader
@@ -51,7 +52,7 @@ func (r *Repo) open(ctx context.Context, id uuid.UUID) (*Snapshot, error) {
 	if err != nil {
 		return nil, r.notFound(ctx, id.String(), err)
 	}
-	s := &Snapshot{store: r.store, pin: pin}
+	s := &Snapshot{store: r.store, far: r.far, pin: pin}
 	if err := s.load(ctx, id); err != nil {
 		pin.Close()
 		return nil, err
@@ -110,7 +111,11 @@ func (s *Snapshot) matches(h *block.Header, size int64) error {
 }
 
 func (s *Snapshot) reader(name string, h *block.Header) *block.Reader {
-	return block.NewReader(fmt.Sprintf("%s of snapshot %s", name, s.meta.ID), h, layerSource{s.store, name})
+	var options []block.ReaderOption
+	if s.far != nil {
+		options = append(options, block.WithCache(s.far))
+	}
+	return block.NewReader(fmt.Sprintf("%s of snapshot %s", name, s.meta.ID), h, layerSource{s.store, name}, options...)
 }
 
 // read returns the content of an artifact that has a digest in the metadata.
