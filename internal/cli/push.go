@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -93,8 +95,12 @@ func (a *app) pull(ctx context.Context, from, tag string) error {
 		return err
 	}
 	progress.end()
-	snap, err := repo.OpenID(ctx, p.ID) // whether it is trusted shows here
-	if err != nil {
+	snap, err := repo.OpenID(ctx, p.ID)
+	if err != nil { // it is not trusted: nothing of it is to stay
+		for _, id := range slices.Backward(p.Copied) {
+			_, gone := repo.Remove(context.WithoutCancel(ctx), id, false)
+			err = errors.Join(err, gone)
+		}
 		return err
 	}
 	if err := snap.Close(); err != nil {

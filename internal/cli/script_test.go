@@ -81,9 +81,7 @@ func TestScripts(t *testing.T) {
 			if name != "mounts" {
 				return false, fmt.Errorf("no condition %q", name)
 			}
-			_, fuse := os.Stat("/dev/fuse")
-			_, loop := os.Stat("/dev/loop-control")
-			return os.Geteuid() == 0 && fuse == nil && loop == nil, nil
+			return mountable(), nil
 		},
 	})
 }

@@ -13,9 +13,26 @@ import (
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/sporevm/spore/internal/expose"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 )
+
+// mountable tells whether disks can be mounted here: as root, with FUSE and loop devices.
+func mountable() bool {
+	s, err := expose.ServeFUSE([]expose.FUSEFile{{Name: "probe", Base: expose.Zeros(1 << 20)}}, nil)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	fd, _ := s.FD("probe")
+	device, err := expose.AttachLoop(fd, false)
+	if err != nil {
+		return false
+	}
+	device.Close()
+	return true
+}
 
 // patience is how long a script waits for what must happen.
 const patience = time.Minute

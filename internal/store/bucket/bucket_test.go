@@ -45,14 +45,14 @@ func TestContract(t *testing.T) {
 func TestLeases(t *testing.T) {
 	url := services.URL("s3", "")
 	id := uuid.New()
-	kept := open(t, url, bucket.Options{Lease: 2 * time.Second})
+	kept := open(t, url, bucket.Options{Lease: 6 * time.Second})
 	storetest.Publish(t, kept, id, nil)
 	pin, err := kept.Pin(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := open(t, url, bucket.Options{})
-	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(9 * time.Second); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
 		if used, err := other.InUse(t.Context(), id); err != nil || !used {
 			t.Fatalf("a lease was not renewed: in use %t, %v", used, err)
 		}
