@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -40,7 +41,7 @@ func childMain(task, root, cache string, args []string) error {
 	if err != nil {
 		return err
 	}
-	deadly := &deadlyStore{Dir: st, left: -1}
+	deadly := newDeadly(st)
 	repo, err := snapshot.Open(deadly, cache)
 	if err != nil {
 		return err
@@ -51,14 +52,33 @@ func childMain(task, root, cache string, args []string) error {
 	}
 	switch task {
 	case "child":
-		if deadly.left, err = strconv.Atoi(args[2]); err != nil {
+		left, err := strconv.Atoi(args[2])
+		if err != nil {
 			return err
 		}
+		deadly.left.Store(int64(left))
 		s, err := makeIn(ctx, repo, uuid.MustParse(args[1]), parent, simple(9), machine())
 		if err != nil {
 			return err
 		}
 		return s.Close()
+	case "copy": // to another store
+		left, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		other, err := store.OpenDir(args[1])
+		if err != nil {
+			return err
+		}
+		dst := newDeadly(other)
+		dst.left.Store(int64(left))
+		to, err := snapshot.Open(dst, cache)
+		if err != nil {
+			return err
+		}
+		_, err = to.CopyFrom(ctx, repo, parent.ID(), nil)
+		return err
 	case "flat":
 		snapshot.At(repo, func(point string) {
 			if len(args) > 1 && point == args[1] {
@@ -88,14 +108,19 @@ func die() {
 // deadlyStore dies before the operation on a draft that comes after left others.
 type deadlyStore struct {
 	*store.Dir
-	left int // negative: never
+	left atomic.Int64 // negative: never
+}
+
+func newDeadly(st *store.Dir) *deadlyStore {
+	d := &deadlyStore{Dir: st}
+	d.left.Store(-1)
+	return d
 }
 
 func (d *deadlyStore) count() {
-	if d.left == 0 {
+	if d.left.Add(-1) == -1 {
 		die()
 	}
-	d.left--
 }
 
 func (d *deadlyStore) Begin(ctx context.Context, id uuid.UUID) (store.Draft, error) {
@@ -248,5 +273,52 @@ func TestProcessesLayOutOnce(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]int{"true": 1, "false": 3}, counts); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestKilledCopy kills a copy at each of its steps and runs it again: what is there
+// in between is whole, and in the end everything is.
+func TestKilledCopy(t *testing.T) {
+	w := newWorld(t)
+	last := family(t, w)[2]
+	other := filepath.Join(t.TempDir(), "other")
+	kills := 0
+	for left := 0; ; left++ {
+		if err := os.RemoveAll(other); err != nil {
+			t.Fatal(err)
+		}
+		_, killed := run(t, w, "copy", last.ID().String(), other, strconv.Itoa(left))
+		to := openWorld(t, other, w.cache)
+		infos, err := to.repo.List(t.Context(), func(id uuid.UUID, err error) { t.Errorf("%s: %v", id, err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range infos {
+			s, err := to.repo.OpenID(t.Context(), i.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := to.repo.Verify(t.Context(), s, nil); err != nil {
+				t.Errorf("killed at step %d: %v", left, err)
+			}
+			s.Close()
+		}
+		if left, _ := filepath.Glob(filepath.Join(other, ".drafts", "*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		if !killed {
+			if len(infos) != 3 {
+				t.Errorf("%d snapshots were copied", len(infos))
+			}
+			break
+		}
+		kills++
+		report, err := to.repo.CopyFrom(t.Context(), w.repo, last.ID(), nil)
+		if err != nil || len(report.Copied) != 3-len(infos) {
+			t.Errorf("again after step %d, with %d there: %+v, %v", left, len(infos), report, err)
+		}
+	}
+	if kills < 20 {
+		t.Errorf("killed only %d times", kills)
 	}
 }
