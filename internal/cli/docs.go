@@ -75,12 +75,15 @@ func indexPage(root *cobra.Command) string {
 
 // environment is what spore reads from its environment.
 var environment = [][2]string{
-	{"SPORE_STORE", "folder with the snapshots; default `$XDG_DATA_HOME/spore/store`, which is `~/.local/share/spore/store`"},
+	{"SPORE_STORE", "where the snapshots are: a folder, `gs://bucket/prefix` or `s3://bucket/prefix`; default `$XDG_DATA_HOME/spore/store`, which is `~/.local/share/spore/store`"},
 	{"HOST_KERNELS_DIR", "folder with guest kernels as `{version}/{arch}/vmlinux.bin`; default `$XDG_DATA_HOME/spore/kernels`"},
 	{"SNAPSHOT_CACHE_DIR", "folder for what can be made again: image disks, flat memory; default `$XDG_CACHE_HOME/spore`, which is `~/.cache/spore`"},
+	{"SPORE_CACHE_LIMIT", "how much of buckets is kept in the cache, such as `20G`; default 10 GiB"},
+	{"SPORE_TRUSTED_KEYS", "file with the public keys that `--require-signed` trusts"},
 	{"SANDBOX_DIR", "folder for live machines, a short path; default `$XDG_RUNTIME_DIR/spore`, `/run/spore` for root, `/tmp/spore-UID` without either"},
 	{"TARGET_ARCH", "architecture of guests, `amd64` or `arm64`; default the host's"},
 	{"NO_COLOR", "if set, nothing is drawn on the terminal"},
+	{"AWS_…, GOOGLE_APPLICATION_CREDENTIALS", "credentials for buckets, the way of each service's own tools"},
 	{"DOCKER_CONFIG", "folder of the docker configuration that holds registry credentials; default `~/.docker`"},
 }
 
