@@ -131,8 +131,9 @@ func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
 	if err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { server.stdin.Close() }) // which ends it, whatever it is at
 	reply, err := server.reply()
-	if err != nil {
+	if !stop() || err != nil {
 		return errors.Join(err, server.end(context.Background()))
 	}
 	result := mounted{Snapshot: request.Snapshot, Dir: request.Dir, Device: reply.Device}
