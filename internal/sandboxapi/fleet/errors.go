@@ -1,0 +1,53 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Kind says whose turn it is after an error.
+type Kind int
+
+// The kinds of errors.
+const (
+	Internal Kind = iota // ours: nothing the caller can do
+	Invalid              // the request makes no sense
+	NotFound             // there is no such thing
+	Conflict             // not in this state: it is paused, or being paused
+	Gone                 // the sandbox has died
+	Quota                // the caller has enough of them already
+	Busy                 // this host has no room now
+)
+
+// Error is what fleet's methods return.
+type Error struct {
+	Kind    Kind
+	Message string
+	Hint    string        // what to do; may be empty
+	Retry   time.Duration // for Quota and Busy: when it may go better
+	Err     error         // may be nil
+}
+
+func (e *Error) Error() string {
+	s := e.Message
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// KindOf is the kind of an error, Internal if it does not say.
+func KindOf(err error) Kind {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return Internal
+}
+
+func unknown(id string) error {
+	return &Error{Kind: NotFound, Message: fmt.Sprintf("there is no sandbox %s", id), Hint: "list the sandboxes; one that was killed or whose time is up is gone"}
+}
