@@ -118,6 +118,9 @@ func (s *Sandbox) pausable(spec PauseSpec) error {
 	if s.closed {
 		return errors.New("the sandbox is closed")
 	}
+	if s.held {
+		return errors.New("the sandbox is held: release it first")
+	}
 	select {
 	case <-s.machine.Done():
 		if err := s.Err(); err != nil {
