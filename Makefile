@@ -13,7 +13,7 @@ AGENT_DIR  := internal/guest/agentbin/bin
 
 # Packages whose tests boot machines: emulated guests and the race detector's slowdown do not fit into one deadline.
 MODULE      := github.com/sporevm/spore
-VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|bench)|test)(/|$$)
+VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|sandboxapi|bench)|test)(/|$$)
 REPORT      := $(GO) run ./internal/house/testreport
 
 .PHONY: build agent deps kernel demo test lint unit vm docs bench fuzz clean help

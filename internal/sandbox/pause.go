@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -56,6 +57,9 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	defer draft.Abort()
 	p.Phase("pause")
 
+	s.session.Lock()
+	sessionBack := sync.OnceFunc(s.session.Unlock)
+	defer sessionBack()
 	quiet, err := s.quiesce(ctx)
 	if err != nil {
 		return nil, report, err
@@ -78,6 +82,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 		if err := s.goOn(); err != nil {
 			return nil, report, err
 		}
+		sessionBack()
 	}
 	p.Phase("publish")
 	snap, err := s.publish(ctx, draft, spec, p)
@@ -87,6 +92,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	report.MemoryBytes, report.DiskBytes = ownBytes(snap.Memory()), ownBytes(snap.Disk())
 	if !spec.KeepRunning {
 		still = false // ended, and not to be revived
+		s.client = nil
 		err = s.machine.Close()
 	} else {
 		err = s.follow(context.WithoutCancel(ctx), snap.ID())

@@ -46,7 +46,7 @@ type Info struct {
 	AutoResume bool // a request to it wakes it
 	Secure     bool // its agent wants Token
 	Metadata   map[string]string
-	Token      string // access token of the agent; empty if it is not Secure
+	Token      string `json:"-"` // access token of the agent; empty if it is not Secure
 
 	CPUs         int
 	MemoryBytes  int64
