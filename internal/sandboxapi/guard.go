@@ -3,6 +3,7 @@ package sandboxapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -62,11 +63,11 @@ func (s *Server) guard(w http.ResponseWriter, r *http.Request, public bool, next
 	rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // where it is not supported there is no slow client either
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	if err := s.document.Check(r); err != nil {
-		status := http.StatusBadRequest
 		if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
-			status = http.StatusRequestEntityTooLarge
+			answer.Error(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit), "files go to the agent, of any size")
+			return
 		}
-		answer.Error(w, status, err.Error(), seeDocument)
+		answer.Error(w, http.StatusBadRequest, err.Error(), seeDocument)
 		return
 	}
 	rc.SetReadDeadline(time.Time{}) // what the route does may take longer
