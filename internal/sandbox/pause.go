@@ -118,6 +118,9 @@ func (s *Sandbox) pausable(spec PauseSpec) error {
 	if s.closed {
 		return errors.New("the sandbox is closed")
 	}
+	if s.held {
+		return errors.New("the sandbox is held: release it first")
+	}
 	select {
 	case <-s.machine.Done():
 		if err := s.Err(); err != nil {
@@ -241,12 +244,18 @@ func (s *Sandbox) publish(ctx context.Context, draft *snapshot.Draft, spec Pause
 
 // nameAll points all names to a snapshot, or leaves them all as they were.
 func (h *Host) nameAll(ctx context.Context, names []string, id uuid.UUID) error {
-	before, err := h.Snapshots.Names(ctx)
-	if err != nil {
-		return err
-	}
+	before := map[string]uuid.UUID{}
 	for i, name := range names {
-		if err := h.Snapshots.Tag(ctx, name, id); err != nil {
+		had, err := h.Snapshots.Name(ctx, name)
+		if err == nil {
+			before[name] = had
+		} else if errors.Is(err, store.ErrNoName) {
+			err = nil
+		}
+		if err == nil {
+			err = h.Snapshots.Tag(ctx, name, id)
+		}
+		if err != nil {
 			return errors.Join(err, h.rename(context.WithoutCancel(ctx), names[:i], before))
 		}
 	}

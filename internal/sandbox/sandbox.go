@@ -50,6 +50,7 @@ type Sandbox struct {
 	parent *snapshot.Snapshot // what a snapshot taken now would be a child of
 	before io.ReaderAt        // the parent's memory; nil for a machine that booted, whose memory has no parent
 	own    *snapshot.Snapshot // parent, where the sandbox itself opened it
+	held   bool               // its CPUs stand still, see Hold
 	closed bool
 
 	faultMu sync.Mutex // guards fault, and machine until it is set
