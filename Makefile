@@ -16,7 +16,7 @@ MODULE      := github.com/sporevm/spore
 VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|sandboxapi|bench)|test)(/|$$)
 REPORT      := $(GO) run ./internal/house/testreport
 
-.PHONY: build agent deps kernel demo test lint unit vm docs bench fuzz clean help
+.PHONY: build agent deps sdk kernel demo test lint unit vm docs bench fuzz clean help
 
 build: agent ## build bin/spore with the guest agent embedded
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(BUILD_ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o bin/spore ./cmd/spore
@@ -29,13 +29,16 @@ agent: ## build the guest agent for both architectures
 deps: ## install what is missing on this machine (apt)
 	scripts/deps
 
+sdk: deps ## install the public sandbox SDK for its test (npm)
+	scripts/sdk
+
 kernel: deps ## fetch and unpack the guest kernel (nothing is installed)
 	scripts/kernel
 
 demo: deps kernel build ## the whole journey on real input, with figures
 	scripts/demo
 
-test: deps kernel build lint unit vm ## everything that CI runs
+test: deps sdk kernel build lint unit vm ## everything that CI runs
 
 lint: agent ## vet, gofmt, staticcheck, shellcheck, and that it compiles for arm64
 	test -z "$$(gofmt -l cmd internal test | tee /dev/stderr)"
@@ -50,7 +53,7 @@ unit vm: export RAPID_SEED ?= 20260101
 unit: agent ## tests that boot nothing, with the race detector
 	CGO_ENABLED=1 $(GO) test -json -race -timeout 10m $$($(GO) list ./... | grep -vE '$(VM_PACKAGES)') | $(REPORT)
 
-vm: deps kernel build ## tests that boot machines
+vm: deps sdk kernel build ## tests that boot machines
 	$(GO) test -json -p 1 -timeout 20m $$($(GO) list ./... | grep -E '$(VM_PACKAGES)') | $(REPORT)
 
 docs: ## write docs/commands from the command line's own help
