@@ -93,7 +93,7 @@ function Shell({ route, onForget }: { route: Route; onForget: () => void }) {
           </button>
         )}
       </header>
-      <main id="main" tabIndex={-1}>
+      <main id="main" tabindex={-1}>
         <Page route={route} />
       </main>
       <footer class="dim">spore{info.data?.version ? ` ${info.data.version}` : ""}</footer>

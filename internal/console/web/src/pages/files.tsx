@@ -184,7 +184,7 @@ function Browser({ id, guest, path }: Props) {
                   <div class="row actions">
                     {!isDir(e) && (
                       <button type="button" aria-label={`Download ${e.name}`} onClick={() => void download(e)}>
-                        Get
+                        Download
                       </button>
                     )}
                     <button type="button" aria-haspopup="dialog" aria-label={`Rename ${e.name}`} onClick={() => setAsked({ kind: "rename", entry: e })}>

@@ -65,7 +65,7 @@ export function View({ guest, entry, onDownload, onClose }: Props) {
       <p class="dim">
         <code class="path">{entry.path}</code>, {bytes(Number(entry.size ?? 0))}
       </p>
-      <div class="content" tabIndex={0} role="region" aria-label={`Content of ${entry.name}`}>
+      <div class="content" tabindex={0} role="region" aria-label={`Content of ${entry.name}`}>
         {!content ? (
           <p>One moment…</p>
         ) : "error" in content ? (

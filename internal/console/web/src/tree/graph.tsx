@@ -31,15 +31,14 @@ export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCo
   const svg = useRef<SVGSVGElement>(null);
   const { width, height } = extent(layout);
   const tabStop = layout.nodes.find((p) => p.item.id === current) ?? layout.nodes[0];
-  const focused = useRef(false);
-  useEffect(() => {
-    if (focused.current) element(svg.current, current)?.focus();
-    element(svg.current, current)?.scrollIntoView({ block: "nearest", inline: "nearest" });
-  }, [current]);
+  useEffect(() => element(svg.current, current)?.scrollIntoView({ block: "nearest", inline: "nearest" }), [current]);
   const press = (e: KeyboardEvent, p: Placed<Node>): void => {
     const next = e.altKey || e.ctrlKey || e.metaKey ? undefined : neighbour(layout, p, e.key);
-    if (next) onCurrent(next.item.id);
-    else if (e.key === "Enter") onOpen(p.item.id);
+    if (next) {
+      // At once: the next key may come before the tree is drawn anew.
+      element(svg.current, next.item.id)?.focus();
+      onCurrent(next.item.id);
+    } else if (e.key === "Enter") onOpen(p.item.id);
     else if (e.key === " ") onCurrent(p.item.id);
     else if (e.key === "c") onCompare(p.item.id);
     else if (e.key === "+" || e.key === "=") onZoom(1);
@@ -56,6 +55,7 @@ export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCo
         const { item } = p;
         const kind = "sandbox" in item ? `sandbox ${item.sandbox.state}` : item.snapshot.kind;
         const marked = item.id === compared ? " compared" : "";
+        const title = clip(item.title, "sandbox" in item ? 16 : 20);
         return (
           <g
             key={item.id}
@@ -63,30 +63,26 @@ export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCo
             class={`node ${kind}${marked}`}
             transform={`translate(${x(p)} ${y(p)})`}
             role="treeitem"
-            tabIndex={p === tabStop ? 0 : -1}
+            tabindex={p === tabStop ? 0 : -1}
             aria-level={p.depth + 1}
             aria-posinset={p.index + 1}
             aria-setsize={p.up ? p.up.down.length : layout.nodes.filter((n) => !n.up).length}
             aria-selected={item.id === current}
             aria-expanded={p.down.length > 0 ? true : undefined}
-            aria-label={`${item.title}, ${item.about}${marked && ", chosen for comparison"}`}
+            aria-label={`${title} ${item.about}${marked && ", chosen for comparison"}`}
+            aria-description={title === item.title ? undefined : item.title}
             onClick={() => onCurrent(item.id)}
             onDblClick={() => onOpen(item.id)}
             onKeyDown={(e) => press(e, p)}
-            onFocus={() => {
-              focused.current = true;
-            }}
-            onBlur={() => {
-              focused.current = false;
-            }}
           >
+            {title !== item.title && <title>{item.title}</title>}
             <rect width={node.width} height={node.height} rx={"sandbox" in item ? node.height / 2 : 7} />
             {"sandbox" in item && <circle class="dot" cx="20" cy={node.height / 2} r="4.5" />}
             <text class="title" x={"sandbox" in item ? 34 : 12} y="19">
-              {clip(item.title, "sandbox" in item ? 16 : 20)}
-            </text>
+              {title}
+            </text>{" "}
             <text class="about" x={"sandbox" in item ? 34 : 12} y="35">
-              {clip(item.about, 24)}
+              {item.about}
             </text>
           </g>
         );

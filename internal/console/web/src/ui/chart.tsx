@@ -66,7 +66,7 @@ export function Chart({ title, start, end, top, format, lines }: Props) {
   return (
     <figure class="chart">
       <figcaption>
-        <h3 id={id}>{title}</h3>
+        <h2 id={id}>{title}</h2>
         <span class="reading">
           {reading}
           {at !== undefined && time !== undefined && ` at ${moment(new Date(time * 1000).toISOString())}`}
@@ -75,7 +75,7 @@ export function Chart({ title, start, end, top, format, lines }: Props) {
       <svg
         viewBox={`0 0 ${width} ${height}`}
         role="slider"
-        tabIndex={0}
+        tabindex={0}
         aria-labelledby={id}
         aria-valuemin={0}
         aria-valuemax={times.length - 1}
@@ -119,7 +119,7 @@ export function Chart({ title, start, end, top, format, lines }: Props) {
       </svg>
       <details>
         <summary>As a table</summary>
-        <div class="scroll" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
+        <div class="scroll" tabindex={0} role="region" aria-label={`${title}, as a table`}>
           <table>
             <thead>
               <tr>

@@ -53,7 +53,7 @@ export function HeatMap({ title, map, names }: Props) {
       <svg
         viewBox={`0 0 ${columns} ${height}`}
         role="slider"
-        tabIndex={0}
+        tabindex={0}
         aria-label={`${title}: where its bytes come from. Arrow keys walk through it.`}
         aria-valuemin={0}
         aria-valuemax={Math.max(0, grid.length - 1)}

@@ -44,7 +44,7 @@ export function Id({ id }: { id: string }) {
 /** A heading that takes the focus when its page is entered. */
 export function Heading({ children }: { children: ComponentChildren }) {
   return (
-    <h1 tabIndex={-1} data-heading>
+    <h1 tabindex={-1} data-heading>
       {children}
     </h1>
   );
