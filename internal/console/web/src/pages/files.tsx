@@ -1,3 +1,4 @@
+import { Fragment } from "preact";
 import { useRef, useState } from "preact/hooks";
 import { ApiError } from "../api/http.ts";
 import type { FileEntry, Guest } from "../api/guest.ts";
@@ -81,10 +82,13 @@ function Browser({ id, guest, path }: Props) {
     >
       <div class="row toolbar">
         <nav class="crumbs" aria-label="Path">
-          {crumbs(path).map(([name, at]) => (
-            <a key={at} href={to.files(id, at)} aria-current={at === path ? "page" : undefined}>
-              {name}
-            </a>
+          {crumbs(path).map(([name, at], i) => (
+            <Fragment key={at}>
+              {i > 1 && <span aria-hidden="true">/</span>}
+              <a href={to.files(id, at)} aria-current={at === path ? "page" : undefined}>
+                {name}
+              </a>
+            </Fragment>
           ))}
         </nav>
         <div class="row">
