@@ -15,10 +15,10 @@ WEB_OUT    := internal/console/dist
 
 # Packages whose tests boot machines: emulated guests and the race detector's slowdown do not fit into one deadline.
 MODULE      := github.com/sporevm/spore
-VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|bench)|test)(/|$$)
+VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|sandboxapi|bench)|test)(/|$$)
 REPORT      := $(GO) run ./internal/house/testreport
 
-.PHONY: build agent web deps kernel demo test lint unit vm docs bench fuzz clean help
+.PHONY: build agent web deps sdk kernel demo test lint unit vm docs bench fuzz clean help
 
 build: agent web ## build bin/spore with the guest agent and the web console embedded
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(BUILD_ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o bin/spore ./cmd/spore
@@ -43,13 +43,16 @@ $(WEB_OUT)/index.html: $(WEB_DIR)/node_modules/.package-lock.json $(WEB_DIR)/bui
 deps: ## install what is missing on this machine (apt)
 	scripts/deps
 
+sdk: deps ## install the public sandbox SDK for its test (npm)
+	scripts/sdk
+
 kernel: deps ## fetch and unpack the guest kernel (nothing is installed)
 	scripts/kernel
 
 demo: deps kernel build ## the whole journey on real input, with figures
 	scripts/demo
 
-test: deps kernel build lint unit vm ## everything that CI runs
+test: deps sdk kernel build lint unit vm ## everything that CI runs
 
 lint: agent web ## vet, gofmt, staticcheck, shellcheck, tsc, and that it compiles for arm64
 	test -z "$$(gofmt -l cmd internal test | tee /dev/stderr)"
@@ -65,7 +68,7 @@ unit vm: export RAPID_SEED ?= 20260101
 unit: agent web ## tests that boot nothing, with the race detector
 	CGO_ENABLED=1 $(GO) test -json -race -timeout 10m $$($(GO) list ./... | grep -vE '$(VM_PACKAGES)') | $(REPORT)
 
-vm: deps kernel build ## tests that boot machines
+vm: deps sdk kernel build ## tests that boot machines
 	$(GO) test -json -p 1 -timeout 20m $$($(GO) list ./... | grep -E '$(VM_PACKAGES)') | $(REPORT)
 
 docs: ## write docs/commands from the command line's own help

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/image/imagetest"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/vmm"
@@ -80,28 +80,8 @@ func (l *laboratory) build(ctx context.Context) error {
 
 // buildImage makes an image of busybox and the probe.
 func buildImage(root string) error {
-	program, err := exec.LookPath("busybox")
-	if err != nil {
-		return errors.New("busybox is not installed: run make deps")
-	}
-	for _, dir := range []string{"bin", "tmp", "etc"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	if out, err := exec.Command("cp", program, filepath.Join(root, "bin/busybox")).CombinedOutput(); err != nil {
-		return fmt.Errorf("copying busybox: %w: %s", err, out)
-	}
-	applets, err := exec.Command(program, "--list").Output()
-	if err != nil {
+	if err := imagetest.Busybox(root); err != nil {
 		return err
-	}
-	for _, name := range strings.Fields(string(applets)) {
-		if name != "busybox" {
-			if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
-				return err
-			}
-		}
 	}
 	if err := os.WriteFile(filepath.Join(root, "late"), []byte(marker+strings.Repeat("x", 8192)), 0o644); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -56,6 +57,9 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	defer draft.Abort()
 	p.Phase("pause")
 
+	s.session.Lock()
+	sessionBack := sync.OnceFunc(s.session.Unlock)
+	defer sessionBack()
 	quiet, err := s.quiesce(ctx)
 	if err != nil {
 		return nil, report, err
@@ -78,6 +82,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 		if err := s.goOn(); err != nil {
 			return nil, report, err
 		}
+		sessionBack()
 	}
 	p.Phase("publish")
 	snap, err := s.publish(ctx, draft, spec, p)
@@ -87,6 +92,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	report.MemoryBytes, report.DiskBytes = ownBytes(snap.Memory()), ownBytes(snap.Disk())
 	if !spec.KeepRunning {
 		still = false // ended, and not to be revived
+		s.client = nil
 		err = s.machine.Close()
 	} else {
 		err = s.follow(context.WithoutCancel(ctx), snap.ID())
@@ -117,6 +123,9 @@ func (s *Sandbox) pausable(spec PauseSpec) error {
 	}
 	if s.closed {
 		return errors.New("the sandbox is closed")
+	}
+	if s.held {
+		return errors.New("the sandbox is held: release it first")
 	}
 	select {
 	case <-s.machine.Done():
@@ -241,12 +250,18 @@ func (s *Sandbox) publish(ctx context.Context, draft *snapshot.Draft, spec Pause
 
 // nameAll points all names to a snapshot, or leaves them all as they were.
 func (h *Host) nameAll(ctx context.Context, names []string, id uuid.UUID) error {
-	before, err := h.Snapshots.Names(ctx)
-	if err != nil {
-		return err
-	}
+	before := map[string]uuid.UUID{}
 	for i, name := range names {
-		if err := h.Snapshots.Tag(ctx, name, id); err != nil {
+		had, err := h.Snapshots.Name(ctx, name)
+		if err == nil {
+			before[name] = had
+		} else if errors.Is(err, store.ErrNoName) {
+			err = nil
+		}
+		if err == nil {
+			err = h.Snapshots.Tag(ctx, name, id)
+		}
+		if err != nil {
 			return errors.Join(err, h.rename(context.WithoutCancel(ctx), names[:i], before))
 		}
 	}

@@ -18,6 +18,11 @@ const resumeTimeout = 60 * time.Second
 // ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
 type ResumeOptions struct {
 	Accel string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+
+	// ID is whom the machine wakes as. A sandbox that slept keeps its own; the zero UUID is a new one.
+	ID uuid.UUID
+	// Env is added to the environment of whatever is started from now on.
+	Env map[string]string
 }
 
 // Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
@@ -41,7 +46,11 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{host: h, id: uuid.New(), meta: meta, parent: snap}
+	s := &Sandbox{host: h, id: o.ID, meta: meta, parent: snap}
+	if s.id == uuid.Nil {
+		s.id = uuid.New()
+	}
+	s.addEnv(o.Env)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())

@@ -43,13 +43,16 @@ type Sandbox struct {
 	memory  *os.File // mapped by the machine; for a resumed one it carries the lock that keeps the cache from dropping the file
 	phases  Phases
 
+	session sync.RWMutex  // guards client; held while the guest has no session, so that who asks for one waits for the next
+	client  *guest.Client // nil when there will be none any more
+
 	mu     sync.Mutex // held while the machine is frozen, thawed or closed
-	client *guest.Client
 	epoch  uint64
 	meta   snapshot.Metadata  // what a snapshot taken now would say
 	parent *snapshot.Snapshot // what a snapshot taken now would be a child of
 	before io.ReaderAt        // the parent's memory; nil for a machine that booted, whose memory has no parent
 	own    *snapshot.Snapshot // parent, where the sandbox itself opened it
+	held   bool               // its CPUs stand still, see Hold
 	closed bool
 
 	faultMu sync.Mutex // guards fault, and machine until it is set
@@ -72,10 +75,11 @@ func (s *Sandbox) Phases() Phases { return s.phases }
 // VMM is the process id of the machine's monitor, for measurements.
 func (s *Sandbox) VMM() int { return s.machine.PID() }
 
-// Agent is the session with the guest. It ends when the sandbox is paused; a sandbox that goes on has a new one.
+// Agent is the session with the guest. It ends when the sandbox is paused; a sandbox that goes on has a new one, and one that does not has none: nil. While
+// the guest stands still Agent waits.
 func (s *Sandbox) Agent() *guest.Client {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.session.RLock()
+	defer s.session.RUnlock()
 	return s.client
 }
 

@@ -82,12 +82,10 @@ func (r *Repo) Resolve(ctx context.Context, ref string) (uuid.UUID, error) {
 		}
 		return id, pin.Close()
 	}
-	names, err := r.store.Names(ctx)
-	if err != nil {
-		return uuid.Nil, err
-	}
-	if id, ok := names[ref]; ok {
-		return id, nil
+	if store.CheckName(ref) == nil {
+		if id, err := r.Name(ctx, ref); !errors.Is(err, store.ErrNoName) {
+			return id, err
+		}
 	}
 	ids, err := r.matching(ctx, ref)
 	switch {
@@ -149,6 +147,11 @@ func (r *Repo) Tag(ctx context.Context, name string, id uuid.UUID) error {
 // Untag forgets a name; the snapshot stays.
 func (r *Repo) Untag(ctx context.Context, name string) error {
 	return r.store.RemoveName(ctx, name)
+}
+
+// Name returns what a name points to. The error wraps store.ErrNoName where it is none.
+func (r *Repo) Name(ctx context.Context, name string) (uuid.UUID, error) {
+	return r.store.Name(ctx, name)
 }
 
 // Names returns all names.

@@ -92,6 +92,21 @@ func writeSynced(path string, data []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// Name implements Store.
+func (d *Dir) Name(_ context.Context, name string) (uuid.UUID, error) {
+	if err := CheckName(name); err != nil {
+		return uuid.Nil, err
+	}
+	id, err := readName(d.nameFile(name))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrBadName) || err == nil && !d.published(id) {
+		err = ErrNoName
+	}
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("reading the name %q: %w", name, err)
+	}
+	return id, nil
+}
+
 // Names implements Store. A name whose snapshot is gone, or whose file is
 // damaged, is no name.
 func (d *Dir) Names(ctx context.Context) (map[string]uuid.UUID, error) {

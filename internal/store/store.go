@@ -63,6 +63,10 @@ type Store interface {
 	// SetName points a name to a published snapshot, replacing what it pointed to.
 	SetName(ctx context.Context, name string, id uuid.UUID) error
 
+	// Name returns what one name points to. The error wraps ErrNoName, also when its
+	// snapshot is gone.
+	Name(ctx context.Context, name string) (uuid.UUID, error)
+
 	// Names returns all names of published snapshots.
 	Names(ctx context.Context) (map[string]uuid.UUID, error)
 

@@ -58,10 +58,27 @@ func newCommand(cfg *process.ProcessConfig, acc account, defaults api.Context, t
 		return nil, err
 	}
 	program, err := lookPath(cfg.GetCmd(), path, dir)
+	if e := (*startError)(nil); errors.As(err, &e) && e.reason == api.ReasonNotFound && isSDKShell(argv) {
+		if executable(fallbackShell) == nil {
+			program, argv[0], err = fallbackShell, fallbackShell, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &command{path: program, argv: argv, env: env, dir: dir, account: acc}, nil
+}
+
+// fallbackShell is what images without bash have: they are small, and many.
+const fallbackShell = "/bin/sh"
+
+// isSDKShell tells whether a command is one of the two that public SDKs wrap all
+// in: they know no other shell. Whoever else asks for bash gets bash or an error.
+func isSDKShell(argv []string) bool {
+	if argv[0] != "/bin/bash" {
+		return false
+	}
+	return len(argv) == 4 && argv[1] == "-l" && argv[2] == "-c" || slices.Equal(argv[1:], []string{"-i", "-l"})
 }
 
 // environment merges, from weak to strong: built-in, user, defaults, request.

@@ -112,3 +112,14 @@ func FuzzResolvePath(f *testing.F) {
 		}
 	})
 }
+
+func TestOnlySDKsGetAnotherShell(t *testing.T) {
+	for args, want := range map[string]bool{"-l -c true": true, "-i -l": true, "": false, "-c true": false, "-l": false, "-l -c true name": false} {
+		if got := isSDKShell(append([]string{"/bin/bash"}, strings.Fields(args)...)); got != want {
+			t.Errorf("bash %s: %v", args, got)
+		}
+	}
+	if isSDKShell([]string{"bash", "-l", "-c", "true"}) {
+		t.Error("not by the name that SDKs use")
+	}
+}

@@ -19,6 +19,11 @@ const (
 	PathSymlink = "/spore/v1/symlink" // POST: Symlink -> 204
 )
 
+// PublicVersion is the release of the public API's own agent that this one can do
+// as much as: SDKs use no feature that came later. It covers files as plain bodies,
+// metadata of files, entries in the events of a watch, and watches of network mounts.
+const PublicVersion = "0.6.4"
+
 // Limits that both sides hold.
 const (
 	MinEntropy  = 32      // bytes of Identity.Entropy that a wake must bring

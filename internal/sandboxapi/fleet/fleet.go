@@ -46,7 +46,7 @@ type Info struct {
 	AutoResume bool // a request to it wakes it
 	Secure     bool // its agent wants Token
 	Metadata   map[string]string
-	Token      string // access token of the agent; empty if it is not Secure
+	Token      string `json:"-"` // access token of the agent; empty if it is not Secure
 
 	CPUs         int
 	MemoryBytes  int64
@@ -116,6 +116,7 @@ type Template struct {
 	Spawned      int64     // sandboxes ever made from it
 	LastSpawned  time.Time // zero: never
 	Parent       uuid.UUID // nil UUID: none
+	Sandbox      string    // that it was frozen from by Snapshot; empty: none
 	Image        string
 	Pool         int // sandboxes that wait
 	PoolSize     int // and are meant to

@@ -2,6 +2,7 @@ package bucket
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -34,6 +35,38 @@ func (b *Bucket) SetName(ctx context.Context, name string, id uuid.UUID) error {
 		return fmt.Errorf("naming %q: %w", name, err)
 	}
 	return nil
+}
+
+// Name implements store.Store.
+func (b *Bucket) Name(ctx context.Context, name string) (uuid.UUID, error) {
+	if err := store.CheckName(name); err != nil {
+		return uuid.Nil, err
+	}
+	id, err := b.readName(ctx, nameKey(name))
+	if err == nil {
+		_, err = b.Published(ctx, id)
+	}
+	if errors.Is(err, store.ErrNoSnapshot) || errors.Is(err, store.ErrBadName) {
+		err = store.ErrNoName
+	}
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("reading the name %q: %w", name, err)
+	}
+	return id, nil
+}
+
+// readName reads the id in a name's object. The error wraps store.ErrBadName for one that is damaged, or gone meanwhile.
+func (b *Bucket) readName(ctx context.Context, key string) (uuid.UUID, error) {
+	data, err := b.readSmall(ctx, key, 64)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	text, whole := strings.CutSuffix(string(data), "\n")
+	id, err := uuid.Parse(text)
+	if !whole || err != nil || id.String() != text {
+		return uuid.Nil, store.ErrBadName
+	}
+	return id, nil
 }
 
 // Names implements store.Store.
@@ -73,14 +106,11 @@ func (b *Bucket) readNames(ctx context.Context) (map[string]uuid.UUID, error) {
 			return nil
 		}
 		g.Go(func() error {
-			data, err := b.readSmall(ctx, o.Key, 64)
-			if err != nil {
+			id, err := b.readName(ctx, o.Key)
+			if errors.Is(err, store.ErrBadName) {
+				return nil
+			} else if err != nil {
 				return err
-			}
-			text, whole := strings.CutSuffix(string(data), "\n")
-			id, err := uuid.Parse(text)
-			if !whole || err != nil || id.String() != text {
-				return nil // damaged, or gone meanwhile: no name
 			}
 			mu.Lock()
 			defer mu.Unlock()

@@ -373,6 +373,15 @@ func names(t *testing.T, st store.Store, reopen func() store.Store) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
 			}
+			for name, id := range want {
+				if one, err := st.Name(t.Context(), name); err != nil || one != id {
+					t.Errorf("%s is %s, %v; want %s", name, one, err, id)
+				}
+			}
+			_, err = st.Name(t.Context(), "nobody")
+			wantError(t, err, store.ErrNoName, "nobody")
+			_, err = st.Name(t.Context(), "../x")
+			wantError(t, err, store.ErrBadName)
 		}
 	}
 	set("python", a)

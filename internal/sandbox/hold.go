@@ -1,0 +1,77 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/sporevm/spore/internal/guest/api"
+)
+
+// Hold makes the machine stand still in memory: no CPU of it runs, and it costs nothing but its pages. Only Release and Close are of use then. What keeps it
+// from being a snapshot is that nothing is saved; what makes it quick to let go is that nothing has to be loaded.
+//
+// User processes are frozen before the CPUs stop, so that none runs before Release has told the guest what time it is and who it is.
+// A failure leaves the machine running.
+func (s *Sandbox) Hold(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.pausable(PauseSpec{}); err != nil {
+		return err
+	}
+	alive, cancel := s.whileAlive(ctx)
+	defer cancel()
+	if _, err := s.client.Quiesce(alive, api.QuiesceOptions{}); err != nil {
+		err = s.explain(alive, fmt.Errorf("stilling the guest: %w", err))
+		if s.Err() == nil {
+			err = errors.Join(err, s.revive(func(ctx context.Context) error { return s.wake(ctx, s.client) }))
+		}
+		return err
+	}
+	whole, done := uninterrupted()
+	defer done()
+	if err := s.machine.Stop(whole); err != nil {
+		s.fail(fmt.Errorf("stopping the machine: %w", err))
+		return s.explain(alive, err)
+	}
+	s.held = true
+	return nil
+}
+
+// Release lets a held machine run, with env added to the environment of what is started from now on. When it returns the guest has confirmed its clock, its
+// fresh entropy and a new generation, and its user processes run. A machine that can't be released is ended.
+func (s *Sandbox) Release(ctx context.Context, env map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.held {
+		return errors.New("the sandbox is not held")
+	}
+	s.addEnv(env)
+	ctx, cancel := s.whileAlive(ctx)
+	defer cancel()
+	err := s.machine.Continue(ctx)
+	if err == nil {
+		err = s.wake(ctx, s.client)
+	}
+	if err != nil {
+		err = s.explain(ctx, fmt.Errorf("releasing the machine: %w", err))
+		s.fail(err)
+		return err
+	}
+	s.held = false
+	return nil
+}
+
+// addEnv adds to the environment that the guest is told of by its next wake. The map of the snapshot's metadata is not ours to change.
+func (s *Sandbox) addEnv(env map[string]string) {
+	if len(env) == 0 {
+		return
+	}
+	all := maps.Clone(s.meta.Context.Env)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, env)
+	s.meta.Context.Env = all
+}

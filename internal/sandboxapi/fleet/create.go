@@ -1,0 +1,198 @@
+package fleet
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sporevm/spore/internal/sandbox"
+)
+
+// Limits of what a sandbox may be told of itself.
+const (
+	maxMetadata = 64 << 10 // bytes of names and values
+	maxEnv      = 256 << 10
+)
+
+// Create makes a sandbox from a template. Its agent has answered when it returns. Errors are of the kinds Invalid, NotFound, Quota and Busy.
+func (f *Fleet) Create(ctx context.Context, spec CreateSpec) (Info, error) {
+	if err := f.check(&spec); err != nil {
+		return Info{}, err
+	}
+	ref := trimmed(spec.Template)
+	id, err := f.resolve(ctx, ref)
+	if err != nil {
+		return Info{}, err
+	}
+	name := ref
+	if _, err := uuid.Parse(ref); err == nil {
+		name = ""
+	}
+	return f.spawn(ctx, id, name, "", spec)
+}
+
+// check refuses what can't be, and fills in what was left out.
+func (f *Fleet) check(spec *CreateSpec) error {
+	timeout, err := f.timeout(spec.Timeout)
+	if err != nil {
+		return err
+	}
+	spec.Timeout = timeout
+	switch spec.OnTimeout {
+	case "":
+		spec.OnTimeout = Kill
+	case Kill, Pause:
+	default:
+		return &Error{Kind: Invalid, Message: fmt.Sprintf("%q is not what can be done with a sandbox whose time is up: choose kill or pause", spec.OnTimeout)}
+	}
+	if size(spec.Metadata) > maxMetadata {
+		return &Error{Kind: Invalid, Message: fmt.Sprintf("metadata of more than %d KiB", maxMetadata>>10)}
+	}
+	if size(spec.Env) > maxEnv {
+		return &Error{Kind: Invalid, Message: fmt.Sprintf("environment of more than %d KiB", maxEnv>>10)}
+	}
+	return nil
+}
+
+// timeout is what a sandbox gets that asks for d.
+func (f *Fleet) timeout(d time.Duration) (time.Duration, error) {
+	switch {
+	case d == 0:
+		return min(f.o.DefaultTimeout, f.o.MaxTimeout), nil
+	case d < 0:
+		return 0, &Error{Kind: Invalid, Message: fmt.Sprintf("a timeout of %v: choose more than nothing", d)}
+	case d > f.o.MaxTimeout:
+		return 0, &Error{Kind: Invalid, Message: fmt.Sprintf("a timeout of %v: this host allows up to %v", d, f.o.MaxTimeout)}
+	}
+	return d, nil
+}
+
+func size(m map[string]string) int {
+	n := 0
+	for k, v := range m {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// spawn starts a sandbox on a template. parent is the sandbox that it is a fork of, or empty.
+func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, spec CreateSpec) (_ Info, err error) {
+	begin := time.Now()
+	ctx, span := f.o.Tracer.Start(ctx, "create sandbox")
+	defer func() { endSpan(span, err) }()
+	done, err := f.admit(spec.Owner)
+	if err != nil {
+		return Info{}, err
+	}
+	defer done() // from here on the entry counts
+	t, err := f.acquire(ctx, id)
+	if err != nil {
+		return Info{}, err
+	}
+	live, pooled, err := f.obtain(ctx, t, spec.Env)
+	if err != nil {
+		return Info{}, errors.Join(f.startError(ctx, err), f.letGo(t))
+	}
+	meta := t.snap.Metadata()
+	e := newEntry(record{Info: Info{
+		ID: hexID(live.ID()), Template: id, Name: name, Parent: parent, Owner: spec.Owner,
+		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(),
+		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: maps.Clone(spec.Metadata),
+		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net,
+		Snapshot: id,
+	}})
+	_ = e.take(ctx) // it is new: the turn is there
+	defer e.give()
+	if e.info.Secure {
+		e.info.Token = f.token(e.id)
+	}
+	if err := f.enter(e); err != nil {
+		return Info{}, errors.Join(err, live.Close(), f.letGo(t))
+	}
+	if err := f.runs(ctx, e, live, t, pooled, begin); err != nil {
+		return Info{}, errors.Join(err, f.die(context.WithoutCancel(ctx), e, "it could not be written down"))
+	}
+	if err := f.db.spawned(ctx, id); err != nil {
+		f.o.Log.Warn("counting a sandbox of a template", "snapshot", id, "error", err)
+	}
+	f.phases(ctx, live, begin, pooled)
+	f.note(e.id, slog.LevelInfo, "created", map[string]string{"template": id.String(), "pooled": fmt.Sprint(pooled), "took": time.Since(begin).Round(time.Microsecond).String()})
+	return e.get(), nil
+}
+
+// enter makes a sandbox known, unless the fleet is about to end.
+func (f *Fleet) enter(e *entry) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return errClosing()
+	}
+	f.entries[e.id] = e
+	return nil
+}
+
+// obtain returns a running machine of a template: one that waited, or one that is woken now.
+func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string) (live *sandbox.Sandbox, pooled bool, err error) {
+	if p := f.poolOf(t.id); p != nil {
+		if live, err := p.pool.Take(ctx, env); live != nil || err != nil {
+			return live, true, err
+		}
+	}
+	live, err = f.resume(ctx, t, sandbox.ResumeOptions{Env: env})
+	return live, false, err
+}
+
+// resume wakes a machine when its turn to start has come.
+func (f *Fleet) resume(ctx context.Context, t *template, o sandbox.ResumeOptions) (*sandbox.Sandbox, error) {
+	if err := f.room(); err != nil {
+		return nil, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, f.o.StartWait)
+	err := f.starts.Acquire(waiting, 1)
+	cancel()
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, &Error{Kind: Busy, Message: fmt.Sprintf("too many sandboxes are starting: none could for %v", f.o.StartWait), Hint: "try again later", Retry: f.o.StartWait}
+	}
+	defer f.starts.Release(1)
+	return f.host.Resume(ctx, t.snap, o, sandbox.NoProgress{})
+}
+
+// startError keeps the kinds of errors that have one.
+func (f *Fleet) startError(ctx context.Context, err error) error {
+	if is[*Error](err) || ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("starting the sandbox: %w", err)
+}
+
+// runs makes a machine the life of a sandbox. The caller holds the turn.
+func (f *Fleet) runs(ctx context.Context, e *entry, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) error {
+	err := f.change(ctx, e, func(e *entry) {
+		e.live, e.template = live, t
+		e.info.State, e.info.Pooled, e.info.Wake, e.pausing = Running, pooled, time.Since(begin), uuid.Nil
+		e.last, e.series = sample{}, nil
+		e.timer = time.AfterFunc(time.Until(e.info.End), func() { f.timeUp(e) })
+	})
+	go f.mourn(e, live)
+	return err
+}
+
+// token is the access token of a sandbox's agent. It is made from the daemon's secret, and so the same at each asking, and not kept.
+func (f *Fleet) token(id string) string {
+	mac := hmac.New(sha256.New, f.secret)
+	mac.Write([]byte("agent " + id))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+func hexID(id uuid.UUID) string { return hex.EncodeToString(id[:]) }

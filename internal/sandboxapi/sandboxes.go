@@ -1,0 +1,179 @@
+package sandboxapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/sporevm/spore/internal/sandboxapi/answer"
+	"github.com/sporevm/spore/internal/sandboxapi/fleet"
+	"github.com/sporevm/spore/internal/sandboxapi/openapi"
+)
+
+// cleanupTime is how long a sandbox may take to end that must not be.
+const cleanupTime = time.Minute
+
+func (s routes) CreateSandboxV1(w http.ResponseWriter, r *http.Request) { s.create(w, r, false) }
+
+func (s routes) CreateSandbox(w http.ResponseWriter, r *http.Request) { s.create(w, r, true) }
+
+func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
+	var q openapi.NewSandbox
+	if !s.read(w, r, &q) {
+		return
+	}
+	switch {
+	case isFalse(q.AutoPauseMemory):
+		refuse(w, "autoPauseMemory: a pause always keeps the memory", "leave it out")
+		return
+	case q.AutoResume.Enabled && !q.AutoPause:
+		refuse(w, "autoResume: only a sandbox that is paused when its time is up can wake by itself", "set autoPause as well")
+		return
+	case len(q.Network.AdditionalProperties) > 0 || isFalse(q.Network.AllowPublicTraffic):
+		refuse(w, "network: this daemon filters no traffic", "leave it out, and make templates without a network where a sandbox is to have none")
+		return
+	}
+	spec := fleet.CreateSpec{
+		Template: q.TemplateID, Owner: caller(r.Context()), Timeout: seconds(q.Timeout), OnTimeout: fleet.Kill, AutoResume: q.AutoResume.Enabled,
+		Insecure: !secure && !q.Secure, Metadata: q.Metadata, Env: q.EnvVars,
+	}
+	if q.AutoPause {
+		spec.OnTimeout = fleet.Pause
+	}
+	info, err := s.o.Sandboxes.Create(r.Context(), spec)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if isFalse(q.AllowInternetAccess) && online(info) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), cleanupTime)
+		defer cancel()
+		if err := s.o.Sandboxes.Kill(ctx, info.ID); err != nil && fleet.KindOf(err) != fleet.NotFound {
+			s.fail(w, r, fmt.Errorf("ending a sandbox that was to have no network: %w", err))
+			return
+		}
+		refuse(w, "allow_internet_access: sandboxes of this template have a network", "use a template that was made with --net none")
+		return
+	}
+	answer.JSON(w, http.StatusCreated, s.briefly(r, info))
+}
+
+// seconds is a time span of the API's. It fits, for the document bounds it.
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+
+func isFalse(b *bool) bool { return b != nil && !*b }
+
+// online tells whether a sandbox reaches beyond itself.
+func online(info fleet.Info) bool { return info.Net != "" && info.Net != "none" }
+
+func (s routes) ListSandboxesV1(w http.ResponseWriter, r *http.Request, q openapi.ListSandboxesV1Params) {
+	metadata, err := metadataFilter(q.Metadata)
+	if err != nil {
+		refuse(w, err.Error(), seeDocument)
+		return
+	}
+	listed := []openapi.ListedSandbox{}
+	for token := ""; ; {
+		page, err := s.o.Sandboxes.List(r.Context(), fleet.Filter{
+			Owner: caller(r.Context()), Metadata: metadata, States: []fleet.State{fleet.Running}, Limit: 1000, Token: token,
+		})
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		for _, info := range page.Sandboxes {
+			listed = append(listed, s.inList(info))
+		}
+		if token = page.Next; token == "" {
+			break
+		}
+	}
+	answer.JSON(w, http.StatusOK, listed)
+}
+
+func (s routes) ListSandboxes(w http.ResponseWriter, r *http.Request, q openapi.ListSandboxesParams) {
+	metadata, err := metadataFilter(q.Metadata)
+	if err != nil {
+		refuse(w, err.Error(), seeDocument)
+		return
+	}
+	f := fleet.Filter{
+		Owner: caller(r.Context()), Metadata: metadata, Template: q.Template, StartedAfter: q.StartedAfter, Oldest: q.Order == openapi.Asc,
+		Limit: q.Limit, Token: q.NextToken,
+	}
+	for _, state := range q.State {
+		f.States = append(f.States, fleet.State(state))
+	}
+	page, err := s.o.Sandboxes.List(r.Context(), f)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	listed := make([]openapi.ListedSandbox, 0, len(page.Sandboxes))
+	for _, info := range page.Sandboxes {
+		listed = append(listed, s.inList(info))
+	}
+	if page.Next != "" {
+		w.Header().Set("X-Next-Token", page.Next)
+	}
+	w.Header().Set("X-Total-Running", strconv.Itoa(page.Running))
+	answer.JSON(w, http.StatusOK, listed)
+}
+
+// metadataFilter reads key=value&key=value. SDKs encode keys and values once more before they encode the pairs.
+func metadataFilter(s string) (map[string]string, error) {
+	if s == "" {
+		return nil, nil
+	}
+	pairs, err := url.ParseQuery(s)
+	if err != nil {
+		return nil, fmt.Errorf("query parameter \"metadata\": %w", err)
+	}
+	m := make(map[string]string, len(pairs))
+	for key, values := range pairs {
+		m[unescaped(key)] = unescaped(values[len(values)-1])
+	}
+	return m, nil
+}
+
+func unescaped(s string) string {
+	if u, err := url.PathUnescape(s); err == nil {
+		return u
+	}
+	return s
+}
+
+func (s routes) GetSandbox(w http.ResponseWriter, r *http.Request, id string) {
+	s.with(w, r, id, func(info fleet.Info) error {
+		answer.JSON(w, http.StatusOK, s.inDetail(r, info))
+		return nil
+	})
+}
+
+func (s routes) KillSandbox(w http.ResponseWriter, r *http.Request, id string) {
+	s.with(w, r, id, func(fleet.Info) error {
+		if err := s.o.Sandboxes.Kill(r.Context(), id); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	})
+}
+
+func (s routes) SetNetwork(w http.ResponseWriter, r *http.Request, id string) {
+	var q openapi.SetNetworkJSONRequestBody
+	if !s.read(w, r, (*openapi.SetNetworkJSONBody)(&q)) {
+		return
+	}
+	s.with(w, r, id, func(info fleet.Info) error {
+		if len(q.AdditionalProperties) > 0 || isFalse(q.AllowInternetAccess) && online(info) {
+			refuse(w, "this daemon does not change the network of a sandbox", "use a template that was made with the network that you want")
+			return nil
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	})
+}
