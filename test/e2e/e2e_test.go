@@ -33,6 +33,9 @@ func TestScripts(t *testing.T) {
 			"differ":  cmdDiffer,
 			"clean":   cmdClean,
 			"keep":    cmdKeep,
+
+			"served":    cmdServed,
+			"nomachine": cmdNoMachine,
 		},
 	})
 }
