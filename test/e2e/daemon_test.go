@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"io"
 	"net"
+	"net/http"
+	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -44,6 +49,40 @@ func cmdNoMachine(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			ts.Fatalf("%d machines still run", left)
+		}
+	}
+}
+
+// cmdFreeAddress keeps a loopback address that nobody listens on in an environment variable: freeaddress NAME
+func cmdFreeAddress(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: freeaddress NAME")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv(args[0], l.Addr().String())
+	ts.Check(l.Close())
+}
+
+// cmdDashboard checks that a daemon has every metric that the dashboard in dist shows: dashboard ADDRESS
+func cmdDashboard(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: dashboard ADDRESS")
+	}
+	text, err := os.ReadFile("../../dist/grafana.json")
+	ts.Check(err)
+	res, err := http.Get("http://" + args[0] + "/metrics")
+	ts.Check(err)
+	defer res.Body.Close()
+	metrics, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	shown := regexp.MustCompile(`\b(spore|process|go)_[a-z_]+\b`).FindAllString(string(text), -1)
+	if len(shown) < 10 {
+		ts.Fatalf("the dashboard shows %v only", shown)
+	}
+	for _, name := range shown {
+		if !strings.Contains(string(metrics), "\n"+name) {
+			ts.Fatalf("the daemon has no metric %s", name)
 		}
 	}
 }

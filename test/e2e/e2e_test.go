@@ -36,6 +36,9 @@ func TestScripts(t *testing.T) {
 
 			"served":    cmdServed,
 			"nomachine": cmdNoMachine,
+
+			"freeaddress": cmdFreeAddress,
+			"dashboard":   cmdDashboard,
 		},
 	})
 }
