@@ -32,6 +32,7 @@ var floors = map[string]int{
 	// Tools and tests stand outside: nothing may import them.
 	"internal/house": 6,
 	"test/e2e":       6,
+	"test/sdk":       6,
 }
 
 type goPackage struct {

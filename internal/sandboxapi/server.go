@@ -40,6 +40,7 @@ type Sandboxes interface {
 	Templates(ctx context.Context) ([]fleet.Template, error)
 	Template(ctx context.Context, ref string) (fleet.Template, error)
 	DeleteTemplate(ctx context.Context, ref string) error
+	Snapshots(ctx context.Context, sandbox string) ([]fleet.Template, error)
 	Ready() error
 }
 
