@@ -25,12 +25,14 @@ var floors = map[string]int{
 	"internal/registry":   2,
 	"internal/sandbox":    2,
 	"internal/bench":      3,
+	"internal/console":    3,
 	"internal/sandboxapi": 3,
 	"internal/cli":        4,
 	"cmd/spore":           5,
 	"cmd/spore-agent":     5,
 	// Tools and tests stand outside: nothing may import them.
 	"internal/house": 6,
+	"test/console":   6,
 	"test/e2e":       6,
 	"test/sdk":       6,
 }
