@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import dns from 'node:dns'
 import test from 'node:test'
-import { CommandExitError, FileNotFoundError, FileType, FilesystemEventType, NotFoundError, Sandbox, SandboxNotFoundError, TimeoutError } from 'e2b'
+import { BuildError, CommandExitError, FileNotFoundError, FileType, FilesystemEventType, NotFoundError, Sandbox, SandboxNotFoundError, Template, TimeoutError } from 'e2b'
 
 const template = process.env.TEMPLATE
 const port = new URL(process.env.E2B_API_URL).port
@@ -266,6 +266,36 @@ test('a request wakes one that wakes by itself', async () => {
   } finally {
     await sleeper.kill(slow)
   }
+})
+
+test('templates are built', async () => {
+  const logs = []
+  const recipe = Template({ fileContextPath: new URL('testdata/context', import.meta.url).pathname })
+    .fromTemplate(template)
+    .copy('app', '/opt/app', { user: 'app', mode: 0o750 })
+    .setEnvs({ FLAVOUR: 'sweet' })
+    .setWorkdir('/opt/app')
+    .runCmd('cat one.txt below/two.txt > both && id -un > who', { user: 'app' })
+    .setStartCmd('n=0; while :; do n=$((n+1)); echo $n > /tmp/ticks.new; mv /tmp/ticks.new /tmp/ticks; sleep 0.1; done', 'test -s /tmp/ticks')
+  const built = await Template.build(recipe, 'sdk-built', { cpuCount: 1, memoryMB: 256, onBuildLogs: (e) => logs.push(e.message) })
+  assert.equal(await Template.exists('sdk-built'), true)
+  assert.ok(logs.some((m) => /ready/.test(m)), logs.join())
+  const made = await Sandbox.create('sdk-built', { timeoutMs: minutes(5), ...slow })
+  try {
+    assert.equal(await made.files.read('/opt/app/both'), 'one\ntwo\n')
+    assert.equal(await made.files.read('/opt/app/who'), 'app\n')
+    const info = await made.files.getInfo('/opt/app/one.txt')
+    assert.deepEqual([info.owner, info.permissions], ['app', '-rwxr-x---'])
+    assert.equal((await made.commands.run('echo $FLAVOUR in $PWD')).stdout, 'sweet in /opt/app\n')
+    const n = Number(await made.files.read('/tmp/ticks'))
+    await until(async () => Number(await made.files.read('/tmp/ticks')) > n)
+  } finally {
+    await made.kill(slow)
+  }
+  assert.equal(await Sandbox.deleteSnapshot(built.templateId), true)
+  const broken = Template().fromTemplate(template).runCmd('true').runCmd('echo on purpose; exit 3')
+  await assert.rejects(Template.build(broken, 'sdk-broken', { memoryMB: 256 }), (e) => e instanceof BuildError && /on purpose/.test(e.message))
+  assert.equal(await Template.exists('sdk-broken'), false)
 })
 
 test('the end', async () => {

@@ -19,6 +19,7 @@ import (
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/sandboxapi"
+	"github.com/sporevm/spore/internal/sandboxapi/builds"
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
@@ -126,8 +127,17 @@ func serve(t *testing.T, host *sandbox.Host, state string) string {
 			t.Error(err)
 		}
 	})
+	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(state, "builds"), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := templates.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	server, err := sandboxapi.New(sandboxapi.Options{
-		Sandboxes: sandboxes, Snapshots: host.Snapshots, Log: log,
+		Sandboxes: sandboxes, Snapshots: host.Snapshots, Builds: templates, Log: log,
 		Check: func(ctx context.Context, secret string) (string, error) {
 			key, err := sandboxes.Keys().Check(ctx, secret)
 			return key.ID, err
