@@ -29,6 +29,9 @@ import (
 // deadline is for the whole of it: a dozen wakes of emulated machines, and some hundred requests.
 const deadline = 10 * time.Minute
 
+// maxRunning is how many sandboxes a key may have, so that a thousand requests for one do not fill the machine.
+const maxRunning = 4
+
 // templateName is the name that the SDK is given.
 const templateName = "sdk-template"
 
@@ -46,7 +49,8 @@ func node(t *testing.T) string {
 	return path
 }
 
-func TestSDK(t *testing.T) {
+// TestDaemon boots one template for all that is done with it.
+func TestDaemon(t *testing.T) {
 	nodePath := node(t)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
@@ -63,17 +67,21 @@ func TestSDK(t *testing.T) {
 		t.Fatal(err)
 	}
 	created.Close()
-	url := serve(t, host, filepath.Join(dir, "state"))
+	d := serve(t, host, filepath.Join(dir, "state"))
 
-	cmd := exec.CommandContext(ctx, nodePath, "--test", "--test-reporter=spec", "sdk.mjs")
-	cmd.Env = append(os.Environ(), "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url, "E2B_API_KEY=any", "TEMPLATE="+templateName, "NO_COLOR=1")
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // the runner then says what hangs
-	cmd.WaitDelay = 30 * time.Second
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		t.Errorf("the SDK is not content: %v", errors.Join(err, ctx.Err()))
-	}
+	t.Run("the SDK is content", func(t *testing.T) {
+		cmd := exec.CommandContext(ctx, nodePath, "--test", "--test-reporter=spec", "sdk.mjs")
+		cmd.Env = append(os.Environ(), "E2B_API_URL="+d.url, "E2B_SANDBOX_URL="+d.url, "E2B_API_KEY=any", "TEMPLATE="+templateName, "NO_COLOR=1")
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // the runner then says what hangs
+		cmd.WaitDelay = 30 * time.Second
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s", out)
+		if err != nil {
+			t.Error(errors.Join(err, ctx.Err()))
+		}
+	})
+	t.Run("a machine that dies", func(t *testing.T) { testDeath(t, d) })
+	t.Run("requests that are no good", func(t *testing.T) { testHostile(t, d) })
 }
 
 // newHost makes a host of sandboxes on a store of its own.
@@ -114,11 +122,17 @@ func newHost(t *testing.T, dir string) *sandbox.Host {
 	return host
 }
 
-// serve serves the API on loopback and returns its address.
-func serve(t *testing.T, host *sandbox.Host, state string) string {
+// daemon is what is served.
+type daemon struct {
+	url   string
+	fleet *fleet.Fleet
+}
+
+// serve serves the API on loopback.
+func serve(t *testing.T, host *sandbox.Host, state string) *daemon {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
-	sandboxes, err := fleet.Open(t.Context(), fleet.Options{Host: host, StateDir: state, Log: log})
+	sandboxes, err := fleet.Open(t.Context(), fleet.Options{Host: host, StateDir: state, Log: log, MaxRunning: maxRunning})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +170,7 @@ func serve(t *testing.T, host *sandbox.Host, state string) string {
 		server.Close()
 		web.Close()
 	})
-	return "http://" + l.Addr().String()
+	return &daemon{"http://" + l.Addr().String(), sandboxes}
 }
 
 // makeImage makes a folder with a small Linux system: busybox, a user beside root, and the server of testdata.

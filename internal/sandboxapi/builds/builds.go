@@ -81,7 +81,9 @@ func New(o Options) (*Builds, error) {
 
 // Close ends what is under way and deletes the files.
 func (b *Builds) Close() error {
+	b.mu.Lock()
 	b.cancel()
+	b.mu.Unlock()
 	b.wg.Wait()
 	return b.files.close()
 }
@@ -144,17 +146,8 @@ func (b *Builds) Request(owner string, m Machine) (*Build, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	waiting := 0
-	for _, other := range b.builds {
-		if s := other.Status(); other.Owner == owner && (s == Waiting || s == Building) {
-			waiting++
-		}
-	}
-	if waiting >= maxWaiting {
-		return nil, &fleet.Error{Kind: fleet.Quota, Message: fmt.Sprintf("%d builds wait or run already", waiting), Hint: "wait for them", Retry: 10 * time.Second}
-	}
 	if len(b.builds) >= maxBuilds {
-		i := slices.IndexFunc(b.builds, func(o *Build) bool { s := o.Status(); return s == Ready || s == Failed || !o.isStarted() })
+		i := slices.IndexFunc(b.builds, func(o *Build) bool { return !o.isUnderWay() })
 		if i < 0 {
 			return nil, &fleet.Error{Kind: fleet.Busy, Message: "too many builds wait", Retry: 10 * time.Second}
 		}
@@ -201,19 +194,39 @@ func (b *Builds) Start(ctx context.Context, build *Build, r Recipe) error {
 	if err != nil {
 		return err
 	}
+	if err := b.admit(build, spec); err != nil {
+		plan.remove()
+		return err
+	}
+	go b.run(build, spec, plan)
+	return nil
+}
+
+// admit marks a build as started, and has Close wait for it.
+func (b *Builds) admit(build *Build, spec sandbox.CreateSpec) error {
 	if err := spec.Check(); err != nil {
 		return invalid("%v", err)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	waiting := 0
+	for _, other := range b.builds {
+		if other.Owner == build.Owner && other.isUnderWay() {
+			waiting++
+		}
+	}
 	build.mu.Lock()
 	defer build.mu.Unlock()
-	if build.started {
+	switch {
+	case build.started:
 		return &fleet.Error{Kind: fleet.Conflict, Message: fmt.Sprintf("build %s was started already", build.ID), Hint: "request another one"}
-	}
-	if b.ctx.Err() != nil {
+	case waiting >= maxWaiting:
+		return &fleet.Error{Kind: fleet.Quota, Message: fmt.Sprintf("%d builds wait or run already", waiting), Hint: "wait for them", Retry: 10 * time.Second}
+	case b.ctx.Err() != nil:
 		return &fleet.Error{Kind: fleet.Busy, Message: "the daemon is about to end", Retry: 5 * time.Second}
 	}
 	build.started = true
-	b.wg.Go(func() { b.run(build, spec, plan) })
+	b.wg.Add(1)
 	return nil
 }
 
@@ -228,6 +241,8 @@ func (b *Builds) spec(build *Build) sandbox.CreateSpec {
 
 // run carries a build out.
 func (b *Builds) run(build *Build, spec sandbox.CreateSpec, plan *plan) {
+	defer b.wg.Done()
+	defer plan.remove()
 	select {
 	case b.turn <- struct{}{}:
 		defer func() { <-b.turn }()
@@ -239,7 +254,6 @@ func (b *Builds) run(build *Build, spec sandbox.CreateSpec, plan *plan) {
 	build.log("info", "the build begins", "")
 	ctx, cancel := context.WithTimeout(b.ctx, deadline)
 	defer cancel()
-	defer plan.remove()
 	snap, err := b.o.Host.Create(ctx, spec, &progress{build: build, plan: plan})
 	if err == nil {
 		err = snap.Close()

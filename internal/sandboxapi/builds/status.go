@@ -17,10 +17,11 @@ func (b *Build) Status() Status {
 	return b.status
 }
 
-func (b *Build) isStarted() bool {
+// isUnderWay tells whether the build was started and has not ended.
+func (b *Build) isUnderWay() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.started
+	return b.started && b.status != Ready && b.status != Failed
 }
 
 // Report is what there is to tell of a build.
