@@ -2,28 +2,21 @@
 package sdk
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sporevm/spore/internal/guest"
-	"github.com/sporevm/spore/internal/image"
-	"github.com/sporevm/spore/internal/sandbox"
-	"github.com/sporevm/spore/internal/sandboxapi"
-	"github.com/sporevm/spore/internal/sandboxapi/builds"
-	"github.com/sporevm/spore/internal/sandboxapi/fleet"
-	"github.com/sporevm/spore/internal/snapshot"
-	"github.com/sporevm/spore/internal/store"
-	"github.com/sporevm/spore/internal/vmm/qemu"
 )
 
 // deadline is for the whole of it: a dozen wakes of emulated machines, and some hundred requests.
@@ -49,26 +42,12 @@ func node(t *testing.T) string {
 	return path
 }
 
-// TestDaemon boots one template for all that is done with it.
+// TestDaemon starts one daemon, with one template, for all that is done with it.
 func TestDaemon(t *testing.T) {
 	nodePath := node(t)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	dir := t.TempDir()
-	imageDir := filepath.Join(dir, "image")
-	if err := makeImage(imageDir); err != nil {
-		t.Fatalf("making an image (`make deps` installs busybox): %v", err)
-	}
-	host := newHost(t, dir)
-	created, err := host.Create(ctx, sandbox.CreateSpec{
-		Names: []string{templateName}, Image: "dir:" + imageDir, Arch: runtime.GOARCH, CPUs: 1, MemoryBytes: 256 << 20, DiskBytes: 128 << 20,
-	}, sandbox.NoProgress{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	created.Close()
-	d := serve(t, host, filepath.Join(dir, "state"))
-
+	d := start(t)
 	t.Run("the SDK is content", func(t *testing.T) {
 		cmd := exec.CommandContext(ctx, nodePath, "--test", "--test-reporter=spec", "sdk.mjs")
 		cmd.Env = append(os.Environ(), "E2B_API_URL="+d.url, "E2B_SANDBOX_URL="+d.url, "E2B_API_KEY=any", "TEMPLATE="+templateName, "NO_COLOR=1")
@@ -84,9 +63,24 @@ func TestDaemon(t *testing.T) {
 	t.Run("requests that are no good", func(t *testing.T) { testHostile(t, d) })
 }
 
-// newHost makes a host of sandboxes on a store of its own.
-func newHost(t *testing.T, dir string) *sandbox.Host {
+// daemon is a running spore serve.
+type daemon struct {
+	url string
+	pid int
+	key string // an API key
+}
+
+// start builds spore, makes a template, and starts a daemon that ends with the test.
+func start(t *testing.T) *daemon {
 	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
+		t.Fatalf("building spore: %v\n%s", err, out)
+	}
+	dir := t.TempDir()
 	run, err := os.MkdirTemp("", "spore-sdk-") // short: sockets have short names
 	if err != nil {
 		t.Fatal(err)
@@ -94,83 +88,61 @@ func newHost(t *testing.T, dir string) *sandbox.Host {
 	t.Cleanup(func() {
 		left, err := os.ReadDir(run)
 		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("machines were left behind: %v", left)
+			err = fmt.Errorf("the daemon left behind: %v", left)
 		}
 		if err = errors.Join(err, os.RemoveAll(run)); err != nil {
 			t.Error(err)
 		}
 	})
-	cache := filepath.Join(dir, "cache")
-	st, err := store.OpenDir(filepath.Join(dir, "store"))
+	image := filepath.Join(dir, "image")
+	if err := makeImage(image); err != nil {
+		t.Fatalf("making an image (`make deps` installs busybox): %v", err)
+	}
+	spore := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(root, "bin/spore"), args...)
+		cmd.Env = append(os.Environ(), "HOME="+dir, "SPORE_STORE="+filepath.Join(dir, "store"), "SNAPSHOT_CACHE_DIR="+filepath.Join(dir, "cache"), "SANDBOX_DIR="+run,
+			"HOST_KERNELS_DIR="+guest.KernelsDir(os.Getenv), "SPORE_STATE="+filepath.Join(dir, "state"), "SPORE_SOCKET="+filepath.Join(dir, "socket"))
+		return cmd
+	}
+	if out, err := spore("create", "dir:"+image, "-t", templateName, "--memory", "256", "--disk", "128").CombinedOutput(); err != nil {
+		t.Fatalf("creating the template: %v\n%s", err, out)
+	}
+	secret, err := spore("key", "create", "--name", "test").Output()
+	if err != nil {
+		t.Fatalf("making a key: %v", err)
+	}
+	cmd := spore("serve", "--listen", "127.0.0.1:0", "--on-exit", "kill", "--max-running", strconv.Itoa(maxRunning))
+	said, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	repo, err := snapshot.Open(st, cache)
-	if err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	images, err := image.New(filepath.Join(cache, "images"), image.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	host, err := sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(cache), KernelsDir: guest.KernelsDir(os.Getenv), CacheDir: cache, RunDir: run, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return host
-}
-
-// daemon is what is served.
-type daemon struct {
-	url   string
-	fleet *fleet.Fleet
-}
-
-// serve serves the API on loopback.
-func serve(t *testing.T, host *sandbox.Host, state string) *daemon {
-	t.Helper()
-	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
-	sandboxes, err := fleet.Open(t.Context(), fleet.Options{Host: host, StateDir: state, Log: log, MaxRunning: maxRunning})
-	if err != nil {
-		t.Fatal(err)
-	}
+	lines, ended := bufio.NewScanner(said), make(chan struct{})
+	url := make(chan string, 1)
+	go func() {
+		defer close(ended)
+		defer close(url)
+		for lines.Scan() {
+			if u, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
+				url <- u
+			}
+			t.Logf("daemon: %s", lines.Text())
+		}
+	}()
 	t.Cleanup(func() {
-		if err := sandboxes.Close(context.Background(), fleet.Kill); err != nil {
-			t.Error(err)
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-ended
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the daemon ended: %v", err)
 		}
 	})
-	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(state, "builds"), Log: log})
-	if err != nil {
-		t.Fatal(err)
+	d := &daemon{url: <-url, pid: cmd.Process.Pid, key: strings.TrimSpace(string(secret))}
+	if d.url == "" {
+		t.Fatal("the daemon did not start")
 	}
-	t.Cleanup(func() {
-		if err := templates.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	server, err := sandboxapi.New(sandboxapi.Options{
-		Sandboxes: sandboxes, Snapshots: host.Snapshots, Builds: templates, Log: log,
-		Check: func(ctx context.Context, secret string) (string, error) {
-			key, err := sandboxes.Keys().Check(ctx, secret)
-			return key.ID, err
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	web := sandboxapi.NewHTTPServer(server, nil)
-	go web.Serve(l)
-	t.Cleanup(func() {
-		server.Close()
-		web.Close()
-	})
-	return &daemon{"http://" + l.Addr().String(), sandboxes}
+	return d
 }
 
 // makeImage makes a folder with a small Linux system: busybox, a user beside root, and the server of testdata.
@@ -212,12 +184,4 @@ func makeImage(dir string) error {
 		return fmt.Errorf("building the server: %w\n%s", err, out)
 	}
 	return os.Chmod(filepath.Join(dir, "tmp"), 0o1777)
-}
-
-// testWriter puts the daemon's log into the test's.
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
 }

@@ -45,11 +45,9 @@ const (
 // Options are what builds are made with. Host and Dir must be set.
 type Options struct {
 	Host *sandbox.Host
-	Dir  string // for the files that clients send; what is in it is deleted
-	Net  string // network of the templates: none or user; empty: none
-	// LocalImages permits images that lie on this host: whoever may build then reads its files.
-	LocalImages bool
-	Log         *slog.Logger // nil: none
+	Dir  string       // for the files that clients send; what is in it is deleted
+	Net  string       // network of the templates: none or user; empty: none
+	Log  *slog.Logger // nil: none
 }
 
 // Builds makes templates. Its methods may be called concurrently.

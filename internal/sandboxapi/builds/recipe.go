@@ -50,7 +50,7 @@ func (p *plan) remove() {
 	}
 }
 
-// local are the beginnings of references to images that lie on this host.
+// local are the beginnings of references to images that lie on this host: who builds one of them reads its files.
 var local = [...]string{"dir", "tar", "oci", "oci-archive", "docker-archive"}
 
 // plan turns a recipe into a spec's steps.
@@ -61,7 +61,7 @@ func (b *Builds) plan(ctx context.Context, owner string, r Recipe, spec *sandbox
 	if len(r.Instructions) > maxSteps {
 		return nil, invalid("%d steps: at most %d", len(r.Instructions), maxSteps)
 	}
-	if scheme, _, _ := strings.Cut(r.Image, ":"); !b.o.LocalImages && slices.Contains(local[:], scheme) {
+	if scheme, _, _ := strings.Cut(r.Image, ":"); slices.Contains(local[:], scheme) {
 		return nil, invalid("images that lie on this host are not for clients: name one in a registry, or apt:SUITE/PACKAGE")
 	}
 	spec.Image, spec.StartCommand, spec.ReadyCommand, spec.NoCache = r.Image, r.Start, r.Ready, r.Force
