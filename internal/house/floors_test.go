@@ -34,6 +34,7 @@ var floors = map[string]int{
 	"internal/house": 7,
 	"test/console":   7,
 	"test/e2e":       7,
+	"test/sdk":       7,
 }
 
 type goPackage struct {

@@ -116,7 +116,6 @@ type Template struct {
 	Spawned      int64     // sandboxes ever made from it
 	LastSpawned  time.Time // zero: never
 	Parent       uuid.UUID // nil UUID: none
-	Sandbox      string    // that it was frozen from by Snapshot; empty: none
 	Image        string
 	Pool         int // sandboxes that wait
 	PoolSize     int // and are meant to
