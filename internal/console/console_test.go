@@ -57,8 +57,8 @@ func TestServes(t *testing.T) {
 		{"/assets/app-ZZZZZZZZ.js", "text/plain; charset=utf-8", "no-store", 404},
 		{"/assets/", "text/plain; charset=utf-8", "no-store", 404},
 		{"/assets/../README.md", "text/plain; charset=utf-8", "no-store", 404},
-		{"/README.md", "text/plain; charset=utf-8", "", 404},
-		{"/sandboxes", "text/plain; charset=utf-8", "", 404},
+		{"/README.md", "application/json", "", 404},
+		{"/sandboxes", "application/json", "", 404},
 	} {
 		r := ask(t, h, "GET", "http://x"+c.path)
 		if r.StatusCode != c.status || r.Header.Get("Content-Type") != c.kind || r.Header.Get("Cache-Control") != c.cache {

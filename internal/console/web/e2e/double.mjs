@@ -184,7 +184,7 @@ await run([
       await row.getByText("paused").waitFor();
       await row.getByRole("button", { name: `Wake sandbox ${id}` }).click();
       await row.getByText("running").waitFor();
-      await row.getByRole("button", { name: `Time sandbox ${id}` }).click();
+      await row.getByRole("button", { name: `Timeout sandbox ${id}` }).click();
       await page.getByLabel("Minutes from now").fill("90");
       await page.keyboard.press("Enter");
       await row.getByText(/^1 h (30|29) min/).waitFor();

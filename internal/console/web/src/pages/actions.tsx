@@ -49,7 +49,7 @@ export function Actions({ id, state, onDone, onKilled }: Props) {
           </button>
           {ask("fork", "Fork")}
           {ask("snapshot", "Snapshot")}
-          {ask("timeout", "Time")}
+          {ask("timeout", "Timeout")}
         </>
       ) : (
         <button type="button" aria-label={`Wake sandbox ${name}`} aria-disabled={busy !== ""} onClick={() => now("Waking", "is awake", () => sandboxes.wake(id, defaultMinutes * 60))}>
@@ -102,7 +102,7 @@ function Ask({ question, id, onDone, onKilled, onClose }: AskProps) {
     case "timeout":
       return (
         <Dialog
-          title={`Time of sandbox ${name}`}
+          title={`Timeout of sandbox ${name}`}
           action="Set"
           onClose={onClose}
           onAct={async () => {

@@ -118,7 +118,7 @@ export function TerminalTab({ id, guest, running }: Props) {
         ))}
       </div>
       <div class="row under">
-        <span role="status" class="dim" data-terminal-status>
+        <span role="status" class="dim">
           {status}
         </span>
         {over && running && (
