@@ -2,7 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { mkdir, mkdtemp, readFile, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
 
@@ -23,7 +23,8 @@ const inlineStyles = {
       };
       swap(/[\w.]+\.createElement\("style"\)/g, "sporeStyleElement()", 3);
       swap(/(\w+)\.setAttribute\("style",/g, "sporeStyleAttribute($1,", 1);
-      const styles = JSON.stringify(join(here, "src/term/styles.ts"));
+      // Relative, so that the bundle is the same wherever it is made.
+      const styles = JSON.stringify(relative(dirname(path), join(here, "src/term/styles.ts")));
       return { contents: `import { sporeStyleElement, sporeStyleAttribute } from ${styles};\n${text}`, loader: "js" };
     });
   },

@@ -62,7 +62,7 @@ function Table({ list, refresh }: { list: Sandbox[]; refresh: () => Promise<void
   // Roles are said outright, since browsers forget those of a table that is laid out as cards on a phone.
   return (
     <>
-      <table role="table" class="cards">
+      <table role="table" class="cards live">
         <caption class="hidden">Sandboxes</caption>
         <thead role="rowgroup">
           <tr role="row">
