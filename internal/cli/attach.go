@@ -10,9 +10,16 @@ import (
 	"github.com/sporevm/spore/internal/sandbox"
 )
 
+// attachable is a sandbox, of this process or of a daemon, that a command can be run in.
+type attachable interface {
+	Agent() *guest.Client
+	Done() <-chan struct{} // closed when it has ended; Err then says why
+	Err() error
+}
+
 // attach runs a command in the guest with this process's streams as its own, to its end. With tty the command gets a terminal of its own, and ours
 // becomes a window to it.
-func (a *app) attach(ctx context.Context, s *sandbox.Sandbox, cmd guest.Command, stdin, tty bool) (guest.ExitStatus, error) {
+func (a *app) attach(ctx context.Context, s attachable, cmd guest.Command, stdin, tty bool) (guest.ExitStatus, error) {
 	cmd.Stdout, cmd.Stderr = a.Out, a.Err
 	if stdin {
 		cmd.Stdin = a.In
@@ -45,7 +52,7 @@ func (a *app) attach(ctx context.Context, s *sandbox.Sandbox, cmd guest.Command,
 }
 
 // await starts a command and waits for its end. The size of screen, if any, is passed on as it changes.
-func (a *app) await(ctx context.Context, s *sandbox.Sandbox, cmd guest.Command, screen *os.File) (guest.ExitStatus, error) {
+func (a *app) await(ctx context.Context, s attachable, cmd guest.Command, screen *os.File) (guest.ExitStatus, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {

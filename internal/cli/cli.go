@@ -62,6 +62,8 @@ type app struct {
 
 	json, quiet, verbose bool
 	storePath            string
+	statePath            string // of the daemon; empty: the usual folder
+	socketPath           string // of the daemon; empty: the usual one
 
 	requireSigned bool   // open only what a key in trustedKeys has signed
 	trustedKeys   string // file
@@ -111,6 +113,7 @@ func (a *app) root() *cobra.Command {
 		a.createCommand(), a.resumeCommand(), a.runCommand(),
 		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
 		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.pushCommand(), a.pullCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
+		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.portForwardCommand(), a.keyCommand(),
 		a.benchCommand(), a.doctorCommand(),
 		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(), a.serveMountCommand(),
 	)

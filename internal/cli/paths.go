@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -158,7 +159,10 @@ func openStore(ctx context.Context, location, cache string) (store.Store, error)
 }
 
 // host makes ready to run machines.
-func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
+func (a *app) host(ctx context.Context) (*sandbox.Host, error) { return a.hostWith(ctx, a.log()) }
+
+// hostWith is host with a log of its own.
+func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, error) {
 	p, err := a.paths()
 	if err != nil {
 		return nil, err
@@ -172,6 +176,6 @@ func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 		return nil, err
 	}
 	return sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
 	})
 }

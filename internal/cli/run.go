@@ -1,14 +1,12 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"path"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,10 +17,8 @@ import (
 
 // runFlags are what run takes.
 type runFlags struct {
-	machine          machineFlags
-	tty, interactive bool
-	env              []string
-	workdir, user    string
+	machine machineFlags
+	command commandFlags
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -52,11 +48,7 @@ Input that is not a terminal is always passed on; a terminal is with -i or -t.`,
 	flags := c.Flags()
 	flags.SortFlags = false
 	flags.SetInterspersed(false) // what follows the image is the command's
-	flags.BoolVarP(&f.interactive, "interactive", "i", false, "pass input on even if it is a terminal")
-	flags.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
-	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE, or NAME to pass on; may be repeated")
-	flags.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the guest")
-	flags.StringVarP(&f.user, "user", "u", "", "user in the guest, by name or number")
+	f.command.register(flags)
 	f.machine.register(flags)
 	a.trustFlags(flags)
 	return c
@@ -75,8 +67,8 @@ func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (e
 	if err := spec.Check(); err != nil {
 		return usageErrorf("%v", err)
 	}
-	if _, tty := terminal(a.In); f.tty && f.interactive && !tty {
-		return usageErrorf("-it needs a terminal, and the input is none: leave -t out")
+	if err := f.command.check(a); err != nil {
+		return err
 	}
 	host, err := a.host(ctx)
 	if err != nil {
@@ -93,24 +85,7 @@ func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (e
 			return usageErrorf("%s says of no command to run: add one after --", ref)
 		}
 	}
-	cmd := s.Command(args)
-	for _, e := range f.env {
-		name, value, ok := strings.Cut(e, "=")
-		if !ok {
-			value = a.Getenv(name)
-		}
-		cmd.Env = withEnv(cmd.Env, name, value)
-	}
-	cmd.User, cmd.Dir = cmp.Or(f.user, cmd.User), cmp.Or(f.workdir, cmd.Dir)
-	_, fromTerminal := terminal(a.In)
-	status, err := a.attach(ctx, s.Sandbox, cmd, f.interactive || f.tty || !fromTerminal, f.tty)
-	if err != nil {
-		return err
-	}
-	if !status.Success() {
-		return &commandStatus{status}
-	}
-	return nil
+	return a.runIn(ctx, s, s.Command(args), f.command)
 }
 
 // runnable wakes what spec.Image names: a snapshot, or else the frozen machine of an image, which is made unless it is there.

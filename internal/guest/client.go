@@ -36,8 +36,9 @@ var ErrClosed = errors.New("the session with the guest has ended")
 // with the stream, or when the machine freezes: a thawed guest gets a new one.
 // Its methods may be called concurrently.
 type Client struct {
-	conn   net.Conn
+	conn   net.Conn // nil: the session is somebody else's
 	stream *settled // conn from the agent's first byte on
+	via    http.RoundTripper
 	http   *http.Client
 
 	mu      sync.Mutex
@@ -53,6 +54,21 @@ type Client struct {
 // sent before the first call.
 func NewClient(conn net.Conn) *Client {
 	c := &Client{conn: conn, stream: &settled{Conn: conn}}
+	c.connect()
+	return c
+}
+
+// NewClientVia returns a client of an agent whose session another process has:
+// requests reach it through via, whatever host their URL names. What only the
+// holder of the session may do, waking and stilling, is not for such a client.
+func NewClientVia(via http.RoundTripper) *Client {
+	c := &Client{via: via}
+	c.connect()
+	return c
+}
+
+// connect makes the clients of the agent's services.
+func (c *Client) connect() {
 	c.http = &http.Client{
 		Transport: c,
 		// What the guest says is not to lead the host elsewhere.
@@ -64,7 +80,6 @@ func NewClient(conn net.Conn) *Client {
 	}
 	c.processes = processconnect.NewProcessClient(c.http, baseURL, opts...)
 	c.files = filesystemconnect.NewFilesystemClient(c.http, baseURL, opts...)
-	return c
 }
 
 // session starts HTTP/2 on the connection, once.
@@ -94,14 +109,18 @@ func (c *Client) session() (*http.ClientConn, error) {
 // RoundTrip sends one request over the session, whatever host its URL names. It
 // makes a Client the transport of a reverse proxy.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
-	h2, err := c.session()
-	if err != nil {
-		if req.Body != nil {
-			req.Body.Close()
+	way := c.via
+	if way == nil {
+		h2, err := c.session()
+		if err != nil {
+			if req.Body != nil {
+				req.Body.Close()
+			}
+			return nil, err
 		}
-		return nil, err
+		way = h2
 	}
-	res, err := h2.RoundTrip(req)
+	res, err := way.RoundTrip(req)
 	if err != nil {
 		return nil, c.lost(err)
 	}
@@ -115,6 +134,9 @@ func (c *Client) HTTP() *http.Client { return c.http }
 // Close ends the session and closes its connection. Calls under way fail;
 // processes in the guest go on.
 func (c *Client) Close() error {
+	if c.conn == nil {
+		return nil
+	}
 	err := c.conn.Close() // ends a wake that waits, and has the lock
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 // that, which spares a guest that has just been thawed most of its work.
 func (c *Client) wake(ctx context.Context, id api.Identity) (api.WakeReport, error) {
 	c.mu.Lock()
-	if c.h2 == nil && c.err == nil {
+	if c.via == nil && c.h2 == nil && c.err == nil {
 		defer c.mu.Unlock()
 		return c.wakeFrame(ctx, id)
 	}

@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/sandboxapi/client"
+	"github.com/sporevm/spore/internal/sandboxapi/openapi"
+)
+
+// socketName is the daemon's socket in the run folder.
+const socketName = "daemon.sock"
+
+// noDaemon says that there is no daemon to speak to.
+type noDaemon struct{ socket string }
+
+func (e *noDaemon) Error() string { return "no daemon listens on " + e.socket }
+
+// stateDir is the folder of the daemon's state.
+func (a *app) stateDir() (string, error) {
+	data, err := a.home("XDG_DATA_HOME", ".local/share")
+	if err != nil && a.statePath == "" && a.Getenv("SPORE_STATE") == "" {
+		return "", err
+	}
+	return filepath.Abs(first(a.statePath, a.Getenv("SPORE_STATE"), filepath.Join(data, "daemon")))
+}
+
+// socket is the path of the daemon's unix socket.
+func (a *app) socket() (string, error) {
+	path, err := filepath.Abs(first(a.socketPath, a.Getenv("SPORE_SOCKET"), filepath.Join(a.runDir(), socketName)))
+	if err == nil && len(path) > 107 {
+		err = usageErrorf("the path of the daemon's socket is %d bytes long, of at most 107: %s", len(path), path)
+	}
+	return path, err
+}
+
+// daemonFlags declares where the daemon is, for the commands that speak to one.
+func (a *app) daemonFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&a.socketPath, "socket", "", "the daemon's unix socket (default $SPORE_SOCKET, or daemon.sock in the run folder)")
+}
+
+// daemon returns a client of the daemon of this host, or of the one that SPORE_URL names. The error is a *noDaemon if there is none.
+func (a *app) daemon(ctx context.Context) (*client.Client, error) {
+	if url := a.Getenv("SPORE_URL"); url != "" && a.socketPath == "" {
+		return client.New(url, a.Getenv("SPORE_API_KEY"))
+	}
+	path, err := a.socket()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.Dial(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, &noDaemon{path}
+	}
+	return c, err
+}
+
+// onSandbox finds the daemon, and in it the sandbox whose id begins with ref.
+func (a *app) onSandbox(ctx context.Context, ref string) (*client.Client, string, error) {
+	c, err := a.daemon(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	id, err := c.Find(ctx, ref)
+	return c, id, err
+}
+
+// completeSandboxes offers the daemon's sandboxes to the shell.
+func (a *app) completeSandboxes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.daemon(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, _ := c.List(cmd.Context()) // none is offered if they can't be had
+	var out []string
+	for _, s := range all {
+		out = append(out, s.SandboxID+"\t"+first(s.Alias, s.TemplateID))
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// far is a sandbox of a daemon as something to run commands in.
+type far struct{ agent *guest.Client }
+
+func farSandbox(c *client.Client, s openapi.Sandbox) far { return far{c.Agent(s)} }
+
+// Agent implements attachable.
+func (f far) Agent() *guest.Client { return f.agent }
+
+// Done implements attachable: the end of a daemon's sandbox shows as the end of what is asked of it.
+func (f far) Done() <-chan struct{} { return nil }
+
+// Err implements attachable.
+func (f far) Err() error { return nil }
+
+// daemonLog is the log of a daemon: what it does is worth reading, unlike the log of a command.
+func (a *app) daemonLog(format string) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if a.verbose {
+		o.Level = slog.LevelDebug
+	}
+	if a.quiet {
+		o.Level = slog.LevelWarn
+	}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(a.Err, o))
+	}
+	return slog.New(slog.NewTextHandler(a.Err, o))
+}
+
+// tracer returns where spans go, and what has them all written. Without an endpoint in the environment they go nowhere.
+func (a *app) tracer(ctx context.Context) (trace.Tracer, func() error, error) {
+	if a.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && a.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+		return noop.NewTracerProvider().Tracer(""), func() error { return nil }, nil
+	}
+	exporter, err := otlptracehttp.New(ctx) // reads the environment
+	if err != nil {
+		return nil, nil, fmt.Errorf("exporting traces: %w", err)
+	}
+	about := resource.NewSchemaless(semconv.ServiceName("spore"), semconv.ServiceVersion(a.version))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(about))
+	return provider.Tracer("github.com/sporevm/spore"), func() error {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if err := provider.Shutdown(last); err != nil {
+			fmt.Fprintf(os.Stderr, "spore: traces were lost: %v\n", err)
+		}
+		return nil
+	}, nil
+}

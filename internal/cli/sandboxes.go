@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sporevm/spore/internal/sandboxapi/client"
+)
+
+// manyArgs asks for at least one argument and says of what.
+func manyArgs(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageErrorf("%s takes %s (see `%s --help`)", cmd.CommandPath(), what, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+func (a *app) killCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:     "kill SANDBOX...",
+		Short:   "End sandboxes of the daemon, running or paused",
+		Long:    "Ends sandboxes, and removes what paused ones are kept in. Snapshots that were made of them on purpose stay.",
+		Example: "  spore kill 3fa9 81c0\n  spore kill --all",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all != (len(args) == 0) {
+				return usageErrorf("kill takes sandboxes, or --all")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error { return c.Kill(ctx, id) })
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "all of them")
+	a.daemonFlags(c.Flags())
+	return c
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:               "pause SANDBOX...",
+		Short:             "Let sandboxes of the daemon sleep",
+		Long:              "Freezes sandboxes whole, memory and disk, and ends their machines. They keep their ids, cost nothing but disk, and go on when they are woken.",
+		Args:              manyArgs("sandboxes"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error { return c.Pause(ctx, id) })
+		},
+	}
+	a.daemonFlags(c.Flags())
+	return c
+}
+
+func (a *app) wakeCommand() *cobra.Command {
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use:               "wake SANDBOX...",
+		Short:             "Wake paused sandboxes of the daemon",
+		Long:              "Wakes sandboxes that were paused. One that runs gets more time.",
+		Args:              manyArgs("sandboxes"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error {
+				_, err := c.Connect(ctx, id, timeout)
+				return err
+			})
+		},
+	}
+	c.Flags().DurationVar(&timeout, "timeout", 0, "how long they live from now on (default the daemon's)")
+	a.daemonFlags(c.Flags())
+	return c
+}
+
+// each does something to each of the sandboxes that refs name, or to all if there are none, and prints the ids of those for which it went well.
+func (a *app) each(ctx context.Context, refs []string, do func(context.Context, *client.Client, string) error) error {
+	c, err := a.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	if len(refs) == 0 {
+		all, err := c.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range all {
+			refs = append(refs, s.SandboxID)
+		}
+	}
+	var errs []error
+	for _, ref := range refs {
+		id, err := c.Find(ctx, ref)
+		if err == nil {
+			err = do(ctx, c, id)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := a.println(id); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pairs reads NAME=VALUE flags.
+func pairs(flag string, list []string) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	m := map[string]string{}
+	for _, e := range list {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok || name == "" {
+			return nil, usageErrorf("%s %q: it is NAME=VALUE", flag, e)
+		}
+		m[name] = value
+	}
+	return m, nil
+}

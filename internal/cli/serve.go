@@ -1,0 +1,318 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sporevm/spore/internal/console"
+	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/sandboxapi"
+	"github.com/sporevm/spore/internal/sandboxapi/fleet"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// serveFlags are what serve takes.
+type serveFlags struct {
+	listen, metrics  string
+	pools, warmups   []string
+	keys             string
+	origins          []string
+	domain           string
+	onExit           string
+	exitTimeout      time.Duration
+	timeout, longest time.Duration
+	running, paused  int
+	reserve          string
+	logFormat        string
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	var f serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon: sandboxes as a service",
+		Long: `Runs the daemon that owns sandboxes: it makes them from snapshots, forks them, lets them sleep and wake, and ends them when their time is up. It answers
+the public API of the field's sandbox platform, so that its SDKs work with E2B_API_URL and E2B_SANDBOX_URL set to http://ADDRESS, and the web console at /.
+The commands ps, exec, fork, pause, wake, kill and port-forward speak to it over a unix socket.
+
+Whoever reaches the address needs a key (spore key create), but on loopback: there any string passes for one, unless --keys always says otherwise.
+
+A --pool NAME=N keeps N sandboxes of a template waiting: restored, exercised once and stopped, so that making one is a matter of milliseconds.
+
+On SIGINT and SIGTERM running sandboxes are paused, or killed with --on-exit kill. A second signal ends the daemon at once. What it was not told to keep is
+gone then; what slept is still there at the next start.
+
+Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
+		Example: `  spore serve
+  spore serve --listen 0.0.0.0:7070 --pool py=8 --pool-warmup 'py=python3 -c pass'
+  E2B_API_URL=http://127.0.0.1:7070 E2B_SANDBOX_URL=http://127.0.0.1:7070 E2B_API_KEY=any node program.js`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), f) },
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:7070", "address of the API and the console")
+	flags.StringVar(&a.statePath, "state", "", "folder of the daemon's state (default $SPORE_STATE, or spore/daemon in the user's data folder)")
+	flags.StringVar(&a.socketPath, "socket", "", "unix socket for the other commands (default $SPORE_SOCKET, or daemon.sock in the run folder)")
+	flags.StringVar(&f.keys, "keys", "remote", "who needs a key: remote (all but loopback), always or never")
+	flags.StringArrayVar(&f.pools, "pool", nil, "TEMPLATE=N: keep N sandboxes of a template waiting; may be repeated")
+	flags.StringArrayVar(&f.warmups, "pool-warmup", nil, "TEMPLATE=COMMAND: what each of them runs before it waits; may be repeated")
+	flags.DurationVar(&f.timeout, "default-timeout", 5*time.Minute, "life of a sandbox that asks for no timeout")
+	flags.DurationVar(&f.longest, "max-timeout", 24*time.Hour, "longest life that one may ask for at once")
+	flags.IntVar(&f.running, "max-running", 0, "running sandboxes that a key may have; 0: no limit but the host's")
+	flags.IntVar(&f.paused, "max-paused", 0, "paused sandboxes that a key may have; 0: no limit")
+	flags.StringVar(&f.reserve, "reserve-memory", "", "host memory to leave alone, such as 2G (default a sixteenth)")
+	flags.StringVar(&f.onExit, "on-exit", "pause", "what happens to running sandboxes when the daemon ends: pause or kill")
+	flags.DurationVar(&f.exitTimeout, "exit-timeout", 5*time.Minute, "how long pausing them may take; what is left then is killed")
+	flags.StringVar(&f.domain, "domain", "", "name under which the ports of sandboxes are found, as PORT-ID.NAME (default the name of each request)")
+	flags.StringArrayVar(&f.origins, "origin", nil, "origin of web pages that may use the API without a key; may be repeated")
+	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
+	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	a.trustFlags(flags)
+	return c
+}
+
+// check refuses what can't be meant.
+func (f *serveFlags) check() (o fleet.Options, keys sandboxapi.KeyPolicy, err error) {
+	policies := map[string]sandboxapi.KeyPolicy{"remote": sandboxapi.KeysBeyondLoopback, "always": sandboxapi.KeysAlways, "never": sandboxapi.KeysNever}
+	keys, ok := policies[f.keys]
+	if !ok {
+		return o, keys, usageErrorf("--keys %q: choose remote, always or never", f.keys)
+	}
+	if f.onExit != string(fleet.Pause) && f.onExit != string(fleet.Kill) {
+		return o, keys, usageErrorf("--on-exit %q: choose pause or kill", f.onExit)
+	}
+	if f.logFormat != "text" && f.logFormat != "json" {
+		return o, keys, usageErrorf("--log-format %q: choose text or json", f.logFormat)
+	}
+	if f.timeout <= 0 || f.longest < f.timeout {
+		return o, keys, usageErrorf("--default-timeout %v and --max-timeout %v: choose more than nothing, and the second no less than the first", f.timeout, f.longest)
+	}
+	if f.running < 0 || f.paused < 0 {
+		return o, keys, usageErrorf("--max-running and --max-paused can't be negative")
+	}
+	o = fleet.Options{DefaultTimeout: f.timeout, MaxTimeout: f.longest, MaxRunning: f.running, MaxPaused: f.paused, Pools: map[string]fleet.PoolSpec{}}
+	if f.reserve != "" {
+		if o.ReserveMemory, err = parseSize(f.reserve); err != nil {
+			return o, keys, usageErrorf("--reserve-memory: %v", err)
+		}
+	}
+	for _, p := range f.pools {
+		name, number, ok := cutLast(p, "=")
+		n, err := strconv.Atoi(number)
+		if !ok || err != nil || n < 1 || n > 1000 {
+			return o, keys, usageErrorf("--pool %q: it is TEMPLATE=N, with N from 1 to 1000", p)
+		}
+		o.Pools[name] = fleet.PoolSpec{Size: n}
+	}
+	for _, w := range f.warmups {
+		name, command, ok := strings.Cut(w, "=")
+		spec, pooled := o.Pools[name]
+		if !ok || !pooled {
+			return o, keys, usageErrorf("--pool-warmup %q: it is TEMPLATE=COMMAND, of a template that has a --pool", w)
+		}
+		spec.Warmup = command
+		o.Pools[name] = spec
+	}
+	return o, keys, nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
+	o, keys, err := f.check()
+	if err != nil {
+		return err
+	}
+	log := a.daemonLog(f.logFormat)
+	host, err := a.hostWith(ctx, log)
+	if err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	tracer, flush, err := a.tracer(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, flush()) }()
+	if o.StateDir, err = a.stateDir(); err != nil {
+		return err
+	}
+	o.Host, o.Log, o.Metrics, o.Tracer = host, log, registry, tracer
+	sandboxes, err := fleet.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// The signal that ended us is no reason to leave work half done; a second one ends the process.
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.exitTimeout)
+		defer cancel()
+		err = errors.Join(err, sandboxes.Close(ending, fleet.Action(f.onExit)))
+	}()
+	info, err := a.describeDaemon(ctx, host, o)
+	if err != nil {
+		return err
+	}
+	api, err := sandboxapi.New(sandboxapi.Options{
+		Sandboxes: sandboxes, Snapshots: host.Snapshots, Keys: keys, Origins: f.origins, Domain: f.domain, Host: info,
+		Check: func(ctx context.Context, secret string) (string, error) {
+			key, err := sandboxes.Keys().Check(ctx, secret)
+			return key.ID, err
+		},
+		Console: console.Handler(), Log: log, Metrics: registry, Tracer: tracer,
+	})
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	return a.listen(ctx, f, api, registry, log)
+}
+
+// listen serves until ctx ends: the API on its address and on the unix socket, and what is private on an address of its own.
+func (a *app) listen(ctx context.Context, f serveFlags, api http.Handler, registry *prometheus.Registry, log *slog.Logger) error {
+	public, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return fmt.Errorf("listening for requests: %w", err)
+	}
+	defer public.Close()
+	socket, err := a.listenSocket()
+	if err != nil {
+		return err
+	}
+	defer socket.Close() // removes it
+	listeners := []net.Listener{public, socket}
+	servers := []*http.Server{sandboxapi.NewHTTPServer(api, httpLog(log))}
+	var private net.Listener
+	if f.metrics != "" {
+		if private, err = net.Listen("tcp", f.metrics); err != nil {
+			return fmt.Errorf("listening for --metrics-listen: %w", err)
+		}
+		defer private.Close()
+		servers = append(servers, &http.Server{Handler: privateRoutes(registry), ReadHeaderTimeout: 10 * time.Second, ErrorLog: httpLog(log)})
+	}
+	a.say("serving http://%s", public.Addr())
+	if private != nil {
+		a.say("metrics and profiles on http://%s", private.Addr())
+	}
+	g, stopped := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		g.Go(func() error { return served(servers[0].Serve(l)) })
+	}
+	if private != nil {
+		g.Go(func() error { return served(servers[1].Serve(private)) })
+	}
+	g.Go(func() error {
+		<-stopped.Done()
+		// Requests that are quick may end; streams are cut, for their sandboxes are about to be.
+		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		for _, s := range servers {
+			if s.Shutdown(short) != nil {
+				s.Close()
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// served is nil for a server that was told to end.
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func httpLog(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }
+
+// privateRoutes are what only the operator may see.
+func privateRoutes(registry *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// listenSocket listens for the other commands. A socket that a dead daemon left is replaced; the lock on the state has told that there is no other.
+func (a *app) listenSocket() (net.Listener, error) {
+	path, err := a.socket()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("making room for the daemon's socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("another daemon listens on %s: choose another socket by --socket", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("removing a dead daemon's socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening for the other commands: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("keeping others from the daemon's socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// describeDaemon is what the API tells of it.
+func (a *app) describeDaemon(ctx context.Context, host *sandbox.Host, o fleet.Options) (sandboxapi.Host, error) {
+	arch, err := a.arch()
+	if err != nil {
+		return sandboxapi.Host{}, err
+	}
+	d, err := host.Engine.Describe(ctx, arch, vmm.Auto)
+	if err != nil {
+		return sandboxapi.Host{}, err
+	}
+	limits := map[string]string{"longest timeout": o.MaxTimeout.String()}
+	if o.MaxRunning > 0 {
+		limits["running sandboxes of a key"] = strconv.Itoa(o.MaxRunning)
+	}
+	if o.MaxPaused > 0 {
+		limits["paused sandboxes of a key"] = strconv.Itoa(o.MaxPaused)
+	}
+	var pools []string
+	for name, p := range o.Pools {
+		pools = append(pools, fmt.Sprintf("%s=%d", name, p.Size))
+	}
+	if slices.Sort(pools); len(pools) > 0 {
+		limits["pools"] = strings.Join(pools, ", ")
+	}
+	return sandboxapi.Host{Version: a.version, Arch: arch, Engine: d.Engine, EngineVersion: d.Version, Accel: string(d.Accel), Limits: limits}, nil
+}
