@@ -1,20 +1,30 @@
 package console
 
 import (
+	"bufio"
 	"context"
-	"log/slog"
-	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
-	"github.com/sporevm/spore/internal/console"
+	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/sandbox/sandboxtest"
-	"github.com/sporevm/spore/internal/sandboxapi"
-	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 )
 
-// TestAgainstDaemon has the browser make, use, freeze, wake, fork, compare and kill real machines, through all that a daemon consists of.
+// TestAgainstDaemon has the browser make, use, freeze, wake, fork, compare and kill real machines, through the program as users run it.
 func TestAgainstDaemon(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
+		t.Fatalf("building spore: %v\n%s", err, out)
+	}
 	lab, err := sandboxtest.New(t.Context())
 	if err != nil {
 		t.Fatalf("preparing the tests: %v", err)
@@ -24,40 +34,87 @@ func TestAgainstDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(run)
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	host, err := lab.Host(run, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := fleet.Open(t.Context(), fleet.Options{Host: host, StateDir: t.TempDir(), Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer func() {
-		if err := f.Close(context.Background(), fleet.Kill); err != nil {
-			t.Errorf("closing the fleet: %v", err)
+		if left, err := os.ReadDir(run); err != nil || len(left) > 0 {
+			t.Errorf("left in the run folder: %v, %v", left, err)
+		}
+		os.RemoveAll(run)
+	}()
+	d := &daemon{t: t, spore: filepath.Join(root, "bin", "spore"), env: append(os.Environ(),
+		"HOME="+t.TempDir(), "SPORE_STORE="+filepath.Join(lab.Dir, "store"), "SNAPSHOT_CACHE_DIR="+filepath.Join(lab.Dir, "cache"),
+		"HOST_KERNELS_DIR="+guest.KernelsDir(os.Getenv), "SANDBOX_DIR="+run, "SPORE_STATE="+t.TempDir(), "SPORE_SOCKET="+filepath.Join(t.TempDir(), "daemon"),
+	)}
+	secret := strings.TrimSpace(d.output("key", "create", "--name", "browser"))
+
+	url, stop := d.serve("--keys", "always")
+	browser(t, "daemon.mjs", "URL="+url, "KEY="+secret, "TEMPLATE="+sandboxtest.Name)
+	stop()
+
+	// Started again, it knows what sleeps, and on loopback it asks for no key.
+	url, stop = d.serve()
+	browser(t, "restart.mjs", "URL="+url)
+	stop()
+}
+
+// daemon runs spore.
+type daemon struct {
+	t     *testing.T
+	spore string
+	env   []string
+}
+
+func (d *daemon) output(args ...string) string {
+	d.t.Helper()
+	cmd := exec.CommandContext(d.t.Context(), d.spore, args...)
+	cmd.Env, cmd.Stderr = d.env, d.t.Output()
+	out, err := cmd.Output()
+	if err != nil {
+		d.t.Fatalf("spore %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// serve starts the daemon on a port of its choice. It runs until stop or the end of the test.
+func (d *daemon) serve(args ...string) (url string, stop func()) {
+	d.t.Helper()
+	// The test's context ends before its cleanups: the daemon is asked by stop, not by it.
+	cmd := exec.Command(d.spore, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
+	cmd.Env = d.env
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	told, over := make(chan string, 1), make(chan struct{})
+	go func() {
+		defer close(over)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			d.t.Log(lines.Text())
+			if _, at, ok := strings.Cut(lines.Text(), "serving "); ok {
+				told <- at
+			}
 		}
 	}()
-	_, secret, err := f.Keys().Create(t.Context(), "browser")
-	if err != nil {
-		t.Fatal(err)
-	}
-	check := func(ctx context.Context, secret string) (string, error) {
-		key, err := f.Keys().Check(ctx, secret)
-		return key.ID, err
-	}
-	api, err := sandboxapi.New(sandboxapi.Options{
-		Sandboxes: f, Snapshots: host.Snapshots, Check: check, Keys: sandboxapi.KeysAlways, Console: console.Handler(), Log: log,
-		Host: sandboxapi.Host{Version: "test", Arch: "amd64", Engine: "qemu", Accel: "tcg"},
+	stop = sync.OnceFunc(func() {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			d.t.Errorf("asking the daemon to end: %v", err)
+		}
+		<-over
+		if err := cmd.Wait(); err != nil {
+			d.t.Errorf("the daemon: %v", err)
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
+	d.t.Cleanup(stop)
+	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
+	defer cancel()
+	select {
+	case url = <-told:
+	case <-over:
+		d.t.Fatal("the daemon ended before it served")
+	case <-ctx.Done():
+		d.t.Fatal("the daemon serves nothing")
 	}
-	defer api.Close()
-	server := httptest.NewUnstartedServer(nil)
-	server.Config = sandboxapi.NewHTTPServer(api, nil)
-	server.Start()
-	defer server.Close()
-	browser(t, "daemon.mjs", "URL="+server.URL, "KEY="+secret, "TEMPLATE="+sandboxtest.Name)
+	return url, stop
 }

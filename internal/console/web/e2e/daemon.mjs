@@ -136,7 +136,7 @@ await run([
     },
   ],
   [
-    "all are killed, and the list says so at once",
+    "two are killed and one sleeps, and the list says so at once",
     "phone",
     async (page) => {
       await go(page);
@@ -144,13 +144,16 @@ await run([
       await until("three sandboxes", async () => (await rows.count()) === 3);
       await narrow(page);
       await picture(page, "daemon-sandboxes");
-      for (let left = 2; left >= 0; left--) {
-        await page.getByRole("button", { name: /^Kill sandbox/ }).first().click();
+      const id = made.id.slice(0, 8);
+      await page.getByRole("button", { name: `Pause sandbox ${id}` }).click();
+      await page.getByRole("button", { name: `Wake sandbox ${id}` }).waitFor();
+      const others = page.getByRole("button", { name: /^Kill sandbox/ }).and(page.locator(`:not([aria-label$="${id}"])`));
+      for (let left = 2; left >= 1; left--) {
+        await others.first().click();
         await page.getByRole("button", { name: "Kill it" }).click();
         await until(`${left} left`, async () => (await rows.count()) === left);
       }
-      await page.getByText("No sandbox runs or sleeps here.").waitFor();
-      await page.goto(`${base}/#/sandboxes/${made.id}/terminal`);
+      await page.goto(`${base}/#/sandboxes/${made.fork}/terminal`);
       await page.getByRole("alert").getByText("This does not exist").waitFor();
     },
   ],
