@@ -12,7 +12,7 @@ interface Props {
 }
 
 const keys: [string, string, string][] = [
-  ["Esc", "Escape", "\x1b"],
+  ["Esc", "Esc", "\x1b"],
   ["Tab", "Tab", "\t"],
   ["^C", "Control C", "\x03"],
   ["^D", "Control D", "\x04"],
