@@ -28,5 +28,6 @@ func Suites() []Suite {
 	return []Suite{
 		{Name: "engine", Short: "create, wake and pause machines, against bare QEMU in the same run", Run: Engine},
 		{Name: "data", Short: "read, copy, mount and compare snapshots at rest, against cat, cp and the kernel in the same run", Run: Data},
+		{Name: "service", Short: "sandboxes of a daemon, through its API, against the engine and bare QEMU in the same run", Run: Service},
 	}
 }

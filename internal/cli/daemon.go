@@ -33,6 +33,11 @@ type noDaemon struct{ socket string }
 
 func (e *noDaemon) Error() string { return "no daemon listens on " + e.socket }
 
+// Hint says what to do about it.
+func (e *noDaemon) Hint() string {
+	return "start one by `spore serve`, or name another by --socket or SPORE_URL; run and resume work without one"
+}
+
 // stateDir is the folder of the daemon's state.
 func (a *app) stateDir() (string, error) {
 	data, err := a.home("XDG_DATA_HOME", ".local/share")

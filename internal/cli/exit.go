@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"syscall"
 
@@ -11,6 +12,8 @@ import (
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/image"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/sandboxapi/client"
+	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 )
@@ -36,13 +39,13 @@ const exitCodeHelp = `Exit codes:
   0    success
   1    failure
   2    wrong usage: flags, arguments, sizes
-  3    no such snapshot or image, or the reference fits several
+  3    no such snapshot, image or sandbox, or the reference fits several
   4    a snapshot is damaged, or does not wake as it should
   5    this host can't run the snapshot, or may not: no trusted key has signed it
   6    a start command, ready command or step failed in the guest
-  7    the id is taken, or others need the snapshot
+  7    the id is taken, others need the snapshot, or a sandbox is not in the state for that
   130  interrupted (128 + the signal's number)
-run exits with its command's code, with 128 + n if signal n ended the command, and with
+run and exec exit with their command's code, with 128 + n if signal n ended the command, and with
   125  for a failure of spore itself
   126  if the command can't be executed
   127  if the command does not exist`
@@ -89,7 +92,7 @@ func exitCode(err error) int {
 		return exitCorrupt
 	case is[*snapshot.NotFoundError](err), is[*snapshot.AmbiguousError](err), errors.Is(err, store.ErrNoSnapshot), errors.Is(err, store.ErrNoName):
 		return exitNotFound
-	case errors.Is(err, image.ErrNotFound):
+	case errors.Is(err, image.ErrNotFound), answered(err, http.StatusNotFound):
 		return exitNotFound
 	case errors.Is(err, image.ErrReference):
 		return exitUsage
@@ -97,10 +100,19 @@ func exitCode(err error) int {
 		return exitIncompatible
 	case is[*sandbox.StartError](err), is[*sandbox.ReadyError](err), is[*sandbox.StepError](err):
 		return exitGuest
-	case errors.Is(err, store.ErrExist), errors.Is(err, store.ErrInUse), is[*snapshot.DependentsError](err):
+	case errors.Is(err, store.ErrExist), errors.Is(err, store.ErrInUse), is[*snapshot.DependentsError](err), answered(err, http.StatusConflict):
 		return exitConflict
 	}
 	return exitFailure
+}
+
+// answered tells whether a daemon has answered with a status of HTTP, or fleet itself with an error that would be one.
+func answered(err error, status int) bool {
+	var e *client.Error
+	if errors.As(err, &e) {
+		return e.Status == status
+	}
+	return is[*fleet.Error](err) && status == http.StatusNotFound && fleet.KindOf(err) == fleet.NotFound
 }
 
 // runCode is exitCode for `run`, whose own failures must not look like its command's.

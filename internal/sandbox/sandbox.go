@@ -203,11 +203,16 @@ func (s *Sandbox) connect(ctx context.Context) error {
 
 // wake hands the guest its next identity: until it has confirmed that no user process runs.
 func (s *Sandbox) wake(ctx context.Context, client *guest.Client) error {
+	return s.hand(ctx, client.Wake)
+}
+
+// hand hands the guest its next identity in the given way.
+func (s *Sandbox) hand(ctx context.Context, way func(context.Context, api.Identity) (api.WakeReport, error)) error {
 	identity, err := s.nextIdentity()
 	if err != nil {
 		return err
 	}
-	report, err := client.Wake(ctx, identity)
+	report, err := way(ctx, identity)
 	if err != nil {
 		return fmt.Errorf("handing the guest its identity: %w", err)
 	}

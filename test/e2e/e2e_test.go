@@ -33,6 +33,12 @@ func TestScripts(t *testing.T) {
 			"differ":  cmdDiffer,
 			"clean":   cmdClean,
 			"keep":    cmdKeep,
+
+			"served":    cmdServed,
+			"nomachine": cmdNoMachine,
+
+			"freeaddress": cmdFreeAddress,
+			"dashboard":   cmdDashboard,
 		},
 	})
 }

@@ -47,6 +47,9 @@ func newMetrics(f *Fleet, r prometheus.Registerer) *metrics {
 		lost:      desc("pool_lost_total", "Sandboxes that died while they waited.", "template"),
 		drained:   desc("pool_drained_total", "Sandboxes of a pool that were given up for want of memory.", "template"),
 	}
+	for _, reason := range []string{"quota", "memory"} {
+		m.refusals.WithLabelValues(reason) // there from the start, at zero
+	}
 	if r != nil {
 		r.MustRegister(m)
 	}
