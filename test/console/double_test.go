@@ -28,7 +28,6 @@ type double struct {
 	mu        sync.Mutex
 	snapshots []*snapshotNode
 	sandboxes map[string]*sandbox
-	asked     []string // "METHOD PATH" of all requests that change something
 }
 
 type snapshotNode struct {
@@ -112,9 +111,6 @@ func (d *double) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if r.Method != http.MethodGet {
-		d.asked = append(d.asked, r.Method+" "+r.URL.Path)
-	}
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(*http.Request) (int, any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {

@@ -102,9 +102,12 @@ await run([
       const id = (await page.locator("h1 code").getAttribute("title")).slice(0, 8);
       await page.getByRole("link", { name: "Sandboxes" }).click();
       const row = page.getByRole("row").filter({ has: page.locator(`th code:text-is("${id}")`) });
-      await row.getByRole("button", { name: `Pause sandbox ${id}` }).click();
+      const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.tagName);
+      await row.getByRole("button", { name: `Pause sandbox ${id}` }).focus();
+      await page.keyboard.press("Enter");
       await page.getByRole("status").getByText(`Sandbox ${id} is paused`).waitFor();
       await row.getByText("paused").waitFor();
+      equal(await focused(), `Wake sandbox ${id}`, "the focus after a pause");
       await row.getByRole("button", { name: `Wake sandbox ${id}` }).click();
       await row.getByText("running").waitFor();
       await row.getByRole("button", { name: `Timeout sandbox ${id}` }).click();
@@ -124,6 +127,7 @@ await run([
       await page.getByRole("dialog").getByRole("button", { name: "Kill it" }).click();
       await until("one less", async () => (await rows(page).count()) === before + 2);
       equal(await row.count(), 0, "rows of the killed one");
+      await until("the focus on what is left", async () => (await focused()) === "H1");
       await page.getByLabel("Filter sandboxes").fill("paused");
       await until("only the paused one", async () => (await rows(page).count()) === 1);
     },
