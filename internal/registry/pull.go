@@ -140,12 +140,21 @@ func (p *pull) snapshot(ctx context.Context, f files) error {
 		}
 		p.result.Copied = append(p.result.Copied, f.id)
 	}
-	if d, ok := f.blobs[snapshot.SignatureFile]; ok {
-		signatures, err := p.small(ctx, d, store.MaxAttachment)
+	for _, beside := range []struct {
+		name   string
+		attach func(context.Context, uuid.UUID, []byte) error
+	}{{snapshot.SignatureFile, p.repo.AttachSignatures}, {snapshot.PrefetchFile, p.repo.AttachPrefetch}} {
+		d, ok := f.blobs[beside.name]
+		if !ok {
+			continue
+		}
+		data, err := p.small(ctx, d, store.MaxAttachment)
+		if err == nil {
+			err = beside.attach(ctx, f.id, data)
+		}
 		if err != nil {
 			return err
 		}
-		return p.repo.AttachSignatures(ctx, f.id, signatures)
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	report.MemoryBytes, report.DiskBytes = ownBytes(snap.Memory()), ownBytes(snap.Disk())
 	if !spec.KeepRunning {
 		still = false // ended, and not to be revived
-		err = s.machine.Close()
+		err = s.end(s.machine)
 	} else {
 		err = s.follow(context.WithoutCancel(ctx), snap.ID())
 	}

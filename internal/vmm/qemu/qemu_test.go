@@ -114,7 +114,7 @@ func TestCage(t *testing.T) {
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	wait, err := launch(cmd)
+	wait, err := launch(cmd, false)
 	if err != nil {
 		t.Fatal(err)
 	}
