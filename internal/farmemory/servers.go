@@ -139,9 +139,9 @@ func (o *Servers) start(ctx context.Context, s *snapshot.Snapshot, options Optio
 		return nil, fmt.Errorf("making a pair of sockets: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "memory server"), os.NewFile(uintptr(fds[1]), "memory client")
-	defer ours.Close()
 	defer theirs.Close()
 	conn, err := net.FileConn(ours)
+	ours.Close() // it was copied; the server is to see the end of the one that is left
 	if err != nil {
 		return nil, fmt.Errorf("making a pair of sockets: %w", err)
 	}

@@ -378,7 +378,7 @@ func TestLazyCacheGone(t *testing.T) {
 	s := b.resume(t, lab.template)
 	eventually(t, "the cache is deleted while it is written to", func() bool { return os.RemoveAll(frames) == nil })
 	n := counts(t, s, 1)
-	output(t, s, "cat /late | wc -c; ls -lR / > /dev/null")
+	output(t, s, "cat /late | wc -c; ls -lR /bin > /dev/null")
 	id := pause(t, s, PauseSpec{})
 	s.Close()
 	for name, spoil := range map[string]func(*testing.T) error{
