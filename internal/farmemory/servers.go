@@ -157,7 +157,10 @@ func (o *Servers) start(ctx context.Context, s *snapshot.Snapshot, options Optio
 		_ = p.cmd.Wait() // what it says at its end is in the process's state
 		close(p.gone)
 	}()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		_ = p.cmd.Process.Kill()
+		conn.Close()
+	})
 	err = p.open(request{Header: len(header), Prefetch: options.Prefetch, Record: options.Record}, header)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
