@@ -120,7 +120,9 @@ func (p *pull) snapshot(ctx context.Context, f files) error {
 	if has {
 		p.result.Present = append(p.result.Present, f.id)
 		for name, d := range f.blobs {
-			if name != snapshot.MetadataFile {
+			switch name {
+			case snapshot.MetadataFile, snapshot.SignatureFile, snapshot.PrefetchFile: // read in any case
+			default:
 				p.tally.add(d.Size)
 			}
 		}

@@ -166,10 +166,14 @@ func (r *Repo) SetPrefetch(ctx context.Context, id uuid.UUID, p Pages) error {
 	return r.store.Attach(ctx, id, PrefetchFile, encodePages(p))
 }
 
-// AttachPrefetch puts a list that comes from elsewhere beside a snapshot.
+// AttachPrefetch puts a list that comes from elsewhere beside a snapshot that has
+// none.
 func (r *Repo) AttachPrefetch(ctx context.Context, id uuid.UUID, data []byte) error {
 	if _, err := decodePages(data); err != nil {
 		return &CorruptError{ID: id, Artifact: PrefetchFile, Err: err}
+	}
+	if p, err := r.Prefetch(ctx, id); p != nil && err == nil {
+		return nil
 	}
 	return r.store.Attach(ctx, id, PrefetchFile, data)
 }
