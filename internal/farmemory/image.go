@@ -48,7 +48,6 @@ type load struct {
 	once   sync.Once
 	err    error
 	pieces atomic.Pointer[[]piece] // until they are in the kernel's cache
-	given  atomic.Bool
 }
 
 // piece is a stretch of the memory.
