@@ -173,6 +173,6 @@ func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 	}
 	return sandbox.NewHost(sandbox.HostOptions{
 		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
-		LazyMemory: a.lazyMemory(p.Store),
+		LazyMemory: a.lazyMemory(p),
 	})
 }

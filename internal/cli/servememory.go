@@ -26,11 +26,12 @@ func (a *app) serveMemoryCommand() *cobra.Command {
 	}
 }
 
-// lazyMemory returns how hosts come to memory page by page: through this program, started once more for the store at a location.
-func (a *app) lazyMemory(location string) func(context.Context, *snapshot.Snapshot, sandbox.LazyOptions) (sandbox.LazyMemory, error) {
+// lazyMemory returns how hosts come to memory page by page: through this program, started once more for the same store and cache.
+func (a *app) lazyMemory(p paths) func(context.Context, *snapshot.Snapshot, sandbox.LazyOptions) (sandbox.LazyMemory, error) {
 	servers := &farmemory.Servers{Command: func() *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe", "serve-memory", "--store", location)
+		cmd := exec.Command("/proc/self/exe", "serve-memory", "--store", p.Store)
 		cmd.Args[0] = os.Args[0]
+		cmd.Env = append(os.Environ(), "SNAPSHOT_CACHE_DIR="+p.Cache) // which may come from a flag
 		if a.verbose {
 			cmd.Args = append(cmd.Args, "--verbose")
 			cmd.Stderr = a.Err

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -200,7 +201,7 @@ func (p *process) open(r request, header []byte) error {
 	case err != nil:
 		return p.died(err)
 	case m.Unsupported:
-		return fmt.Errorf("%w: %s", errors.ErrUnsupported, m.Refused)
+		return fmt.Errorf("%w: %s", errors.ErrUnsupported, strings.TrimPrefix(m.Refused, errors.ErrUnsupported.Error()+": "))
 	case m.Refused != "":
 		return errors.New(m.Refused)
 	case !m.Ready || p.fd < 0:
