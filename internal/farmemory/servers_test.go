@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 )
@@ -51,11 +52,8 @@ func openStore(root string) (*snapshot.Repo, error) {
 // world is a store with a snapshot, and servers for it.
 func world(t *testing.T) (*Servers, *snapshot.Repo, *snapshot.Snapshot, []byte) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIP: serving memory over FUSE takes root")
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skipf("SKIP: there is no FUSE here: %v", err)
+	if err := exposetest.FUSE(); err != nil {
+		t.Skipf("SKIP: memory can't be served lazily here: %v", err)
 	}
 	root := filepath.Join(t.TempDir(), "store")
 	repo, err := openStore(root)
@@ -107,9 +105,7 @@ func open(t *testing.T, o *Servers, s *snapshot.Snapshot, options Options) (*Mem
 	failures := make(chan error, 10)
 	options.Failed = func(err error) { failures <- err }
 	m, err := o.Open(t.Context(), s, options)
-	if errors.Is(err, unix.EPERM) {
-		t.Skipf("SKIP: FUSE can't be used here: %v", err)
-	} else if err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/block/framecache"
+	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/farmemory"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
@@ -93,11 +94,8 @@ type lazyBench struct {
 // lazily returns a host on a store of its own that shares all files with the lab's, far away.
 func lazily(t *testing.T, failAfter int64) *lazyBench {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIP: serving memory over FUSE takes root")
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skipf("SKIP: there is no FUSE here: %v", err)
+	if err := exposetest.FUSE(); err != nil {
+		t.Skipf("SKIP: memory can't be served lazily here: %v", err)
 	}
 	near := linked(t)
 	b := &lazyBench{cache: filepath.Join(t.TempDir(), "cache")}

@@ -23,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/store/bucket/buckettest"
 )
@@ -43,8 +44,7 @@ func TestScripts(t *testing.T) {
 			if name != "fuse" {
 				return false, fmt.Errorf("no condition %q", name)
 			}
-			_, err := os.Stat("/dev/fuse")
-			return err == nil && os.Geteuid() == 0, nil
+			return exposetest.FUSE() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit":    cmdExit,
