@@ -48,6 +48,7 @@ type load struct {
 	once   sync.Once
 	err    error
 	pieces atomic.Pointer[[]piece] // until they are in the kernel's cache
+	over   chan struct{}           // closed when they are, or can't be had
 }
 
 // piece is a stretch of the memory.
@@ -130,7 +131,7 @@ func (m *image) loading(frames block.Frames) *load {
 
 // plan makes a load of frames, without those that others bring. The lock is held.
 func (m *image) plan(frames block.Frames) *load {
-	l := &load{frames: frames}
+	l := &load{frames: frames, over: make(chan struct{})}
 	for frame := frames.First; frame < frames.End; frame++ {
 		if key := (place{frames.Layer, frame}); m.loads[key] == nil {
 			m.loads[key] = l
@@ -146,6 +147,7 @@ func (m *image) run(l *load) {
 		l.err = m.fetcher.Fetch(context.Background(), l.frames, func(offset int64, p []byte) { pieces = append(pieces, piece{offset, p}) })
 		if l.err != nil {
 			m.forget(l)
+			close(l.over)
 			return
 		}
 		l.pieces.Store(&pieces)
@@ -173,6 +175,7 @@ func (m *image) give(l *load) {
 		}
 	}
 	l.pieces.Store(nil)
+	close(l.over)
 }
 
 // zeros is what holes are made of.
@@ -239,6 +242,7 @@ func (m *image) prefetch(ctx context.Context, pages snapshot.Pages) {
 				if m.run(l); l.err != nil {
 					failed.Add(1)
 				}
+				<-l.over // so that no more is in this process's memory than the workers hold
 			}
 		})
 	}
