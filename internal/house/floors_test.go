@@ -22,6 +22,7 @@ var floors = map[string]int{
 	"internal/snapshot":   1,
 	"internal/vmm":        1,
 	"internal/compare":    2,
+	"internal/farmemory":  2,
 	"internal/registry":   2,
 	"internal/sandbox":    2,
 	"internal/bench":      4,
