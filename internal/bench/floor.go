@@ -11,77 +11,103 @@ import (
 	"time"
 
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
 )
 
-// floor holds what bare machines need to be the same machine as the suite's 512 MiB snapshot: its memory laid out flat, its device state, its disk as a raw file.
+// floor holds what bare machines need to be the same machine as a snapshot: its memory laid out flat, its device state, its disk as a raw file.
 type floor struct {
-	suite  *engineSuite
-	memory *os.File
-	disk   string
-	state  string
-	boot   bareConfig
+	scratch string
+	wake    bareConfig
+	boot    bareConfig
 }
 
-// newFloor lays out the snapshot for bare QEMU. Called again it uses what is there.
+// newFloor lays out the suite's snapshot.
 func (s *engineSuite) newFloor(ctx context.Context) (*floor, error) {
-	f := &floor{suite: s, disk: filepath.Join(s.scratch, "disk"), state: filepath.Join(s.scratch, "state")}
-	var err error
-	if f.memory, err = s.Host.Snapshots.FlatMemory(ctx, s.small, nil); err != nil {
-		return nil, err
-	}
-	f.memory.Close() // only its path is used, as by somebody who has nothing but the file
-	state, err := s.small.State(ctx)
+	return newFloor(ctx, s.Host, s.small, s.scratch)
+}
+
+// newFloor lays out a snapshot for bare QEMU, in a folder. Called again it uses what is there.
+func newFloor(ctx context.Context, host *sandbox.Host, snap *snapshot.Snapshot, scratch string) (*floor, error) {
+	mib := snap.Metadata().MemoryBytes >> 20
+	f := &floor{scratch: scratch, wake: bareConfig{memoryMiB: mib, disk: filepath.Join(scratch, "disk"), incoming: filepath.Join(scratch, "state")}}
+	memory, err := host.Snapshots.FlatMemory(ctx, snap, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(f.state, state, 0o600); err != nil {
-		return nil, err
-	}
-	disk, err := os.Create(f.disk)
+	f.wake.memory = memory.Name()
+	memory.Close() // only its path is used, as by somebody who has nothing but the file
+	state, err := snap.State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	err = s.small.Disk().CopyTo(ctx, disk, nil)
+	if err := os.WriteFile(f.wake.incoming, state, 0o600); err != nil {
+		return nil, err
+	}
+	disk, err := os.Create(f.wake.disk)
+	if err != nil {
+		return nil, err
+	}
+	err = snap.Disk().CopyTo(ctx, disk, nil)
 	if err = errors.Join(err, disk.Close()); err != nil {
 		return nil, err
 	}
-	kernel, initramfs, args, err := s.Host.BootFiles(ctx, "amd64", "")
+	kernel, initramfs, args, err := host.BootFiles(ctx, "amd64", "")
 	if err != nil {
 		return nil, err
 	}
-	tsc := s.small.Metadata().CPU.TSCKHz
+	tsc := snap.Metadata().CPU.TSCKHz
 	line := []string{"console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc=reliable no_timer_check",
 		fmt.Sprintf("tsc_early_khz=%d lpj=%d", tsc, 2*tsc), args}
-	f.boot = bareConfig{memoryMiB: smallMemory >> 20, disk: f.disk, kernel: kernel, initramfs: initramfs, args: strings.Join(line, " ")}
+	f.boot = bareConfig{memoryMiB: mib, disk: f.wake.disk, kernel: kernel, initramfs: initramfs, args: strings.Join(line, " ")}
 	return f, nil
 }
 
 // resume starts QEMU on the state file with the memory mapped privately. It returns the time to the agent's first answer, and that of a first command.
 func (f *floor) resume(ctx context.Context) (answer, firstExec time.Duration, err error) {
 	begin := time.Now()
-	b, err := startBare(ctx, f.suite.scratch, bareConfig{memoryMiB: smallMemory >> 20, memory: f.memory.Name(), disk: f.disk, incoming: f.state})
+	b, client, err := f.woken(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer b.close()
-	if err := b.waitRunning(); err != nil {
-		return 0, 0, err
-	}
-	client, err := b.firstAnswer(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
 	defer client.Close()
 	answer = time.Since(begin)
 	begin = time.Now()
-	process, err := client.Start(ctx, guest.Command{Args: []string{"/bin/sh", "-c", "true"}})
-	if err != nil {
-		return 0, 0, err
-	}
-	if _, err := process.Wait(); err != nil {
+	if err := runTrue(ctx, client); err != nil {
 		return 0, 0, err
 	}
 	return answer, time.Since(begin), nil
+}
+
+// woken starts QEMU on the state file with the memory mapped privately, and returns when the agent has answered.
+func (f *floor) woken(ctx context.Context) (*bare, *guest.Client, error) {
+	b, err := startBare(ctx, f.scratch, f.wake)
+	if err != nil {
+		return nil, nil, err
+	}
+	var client *guest.Client
+	if err = b.waitRunning(); err == nil {
+		client, err = b.firstAnswer(ctx)
+	}
+	if err != nil {
+		b.close()
+		return nil, nil, err
+	}
+	return b, client, nil
+}
+
+// runTrue runs the least command there is, in a shell.
+func runTrue(ctx context.Context, client *guest.Client) error {
+	process, err := client.Start(ctx, guest.Command{Args: []string{"/bin/sh", "-c", "true"}})
+	if err != nil {
+		return err
+	}
+	status, err := process.Wait()
+	if err == nil && !status.Success() {
+		err = fmt.Errorf("true: %v", status)
+	}
+	return err
 }
 
 // coldBoot boots the machine and returns the time to the agent's first answer.
@@ -98,7 +124,7 @@ func (f *floor) coldBoot(ctx context.Context) (time.Duration, error) {
 }
 
 func (f *floor) bootMachine(ctx context.Context, c bareConfig) (*bare, *guest.Client, error) {
-	b, err := startBare(ctx, f.suite.scratch, c)
+	b, err := startBare(ctx, f.scratch, c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -112,7 +138,7 @@ func (f *floor) bootMachine(ctx context.Context, c bareConfig) (*bare, *guest.Cl
 
 // saveStream thaws the snapshot and has QEMU write all of the machine, RAM included, to a file, before anybody has talked to it.
 func (f *floor) saveStream(ctx context.Context, path string) error {
-	b, err := startBare(ctx, f.suite.scratch, bareConfig{memoryMiB: smallMemory >> 20, memory: f.memory.Name(), disk: f.disk, incoming: f.state})
+	b, err := startBare(ctx, f.scratch, f.wake)
 	if err != nil {
 		return err
 	}
@@ -147,7 +173,7 @@ func (f *floor) saveStream(ctx context.Context, path string) error {
 // restoreStream starts QEMU on a whole stream and returns the time to the agent's first answer.
 func (f *floor) restoreStream(ctx context.Context, path string) (time.Duration, error) {
 	begin := time.Now()
-	b, err := startBare(ctx, f.suite.scratch, bareConfig{memoryMiB: smallMemory >> 20, disk: f.disk, incoming: path})
+	b, err := startBare(ctx, f.scratch, bareConfig{memoryMiB: f.wake.memoryMiB, disk: f.wake.disk, incoming: path})
 	if err != nil {
 		return 0, err
 	}

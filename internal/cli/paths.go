@@ -177,5 +177,6 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 	}
 	return sandbox.NewHost(sandbox.HostOptions{
 		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
+		LazyMemory: a.lazyMemory(p),
 	})
 }

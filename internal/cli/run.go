@@ -106,6 +106,7 @@ func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.Cre
 	}
 	w.ref = frozenName(img, spec)
 	spec.Names = []string{w.ref}
+	spec.NoPrefetch = !host.Snapshots.IsFar() // it is to be woken at once, and here
 	s, err = w.wake(ctx, progress)
 	// A machine that was frozen by another version of the engine, or on another accelerator, is made again; the name then points to the new one.
 	if !is[*snapshot.NotFoundError](err) && !is[*snapshot.IncompatibleError](err) {

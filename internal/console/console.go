@@ -11,6 +11,7 @@ import (
 	"embed"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"io/fs"
 	"mime"
 	"net/http"
@@ -55,7 +56,7 @@ func handler(dist fs.FS) http.Handler {
 		f, ok := files[name]
 		switch {
 		case name != index && !strings.HasPrefix(name, "assets/"):
-			http.NotFound(w, r)
+			notFound(w)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			h.Set("Allow", "GET, HEAD")
 			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
@@ -70,6 +71,13 @@ func handler(dist fs.FS) http.Handler {
 			f.serve(w, r)
 		}
 	})
+}
+
+// notFound answers as the API does: whoever asks for what is no part of the page is no browser, as a rule.
+func notFound(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusNotFound)
+	io.WriteString(w, `{"code":404,"message":"there is no such route (see /openapi.json)","hint":"see /openapi.json"}`+"\n")
 }
 
 const index = "index.html"

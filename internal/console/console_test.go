@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -57,8 +58,8 @@ func TestServes(t *testing.T) {
 		{"/assets/app-ZZZZZZZZ.js", "text/plain; charset=utf-8", "no-store", 404},
 		{"/assets/", "text/plain; charset=utf-8", "no-store", 404},
 		{"/assets/../README.md", "text/plain; charset=utf-8", "no-store", 404},
-		{"/README.md", "text/plain; charset=utf-8", "", 404},
-		{"/sandboxes", "text/plain; charset=utf-8", "", 404},
+		{"/README.md", "application/json", "", 404},
+		{"/sandboxes", "application/json", "", 404},
 	} {
 		r := ask(t, h, "GET", "http://x"+c.path)
 		if r.StatusCode != c.status || r.Header.Get("Content-Type") != c.kind || r.Header.Get("Cache-Control") != c.cache {
@@ -144,6 +145,28 @@ func TestUnbuilt(t *testing.T) {
 	if r := ask(t, h, "GET", "http://x/elsewhere"); r.StatusCode != 404 {
 		t.Errorf("elsewhere: %d", r.StatusCode)
 	}
+}
+
+// Whatever a client sends, it gets the page's files, guarded, or an error.
+func FuzzServe(f *testing.F) {
+	h := handler(page)
+	f.Add("/", "gzip, br;q=0.1", "bytes=0-3", "")
+	f.Add("/assets/../index.html", "gzip;q=", "bytes=-1,5-", `"x", W/"y"`)
+	f.Fuzz(func(t *testing.T, path, encoding, span, tag string) {
+		r := httptest.NewRequest("GET", "http://x/", nil)
+		r.URL.Path = path
+		r.Header.Set("Accept-Encoding", encoding)
+		r.Header.Set("Range", span)
+		r.Header.Set("If-None-Match", tag)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if got := w.Result(); !slices.Contains([]int{200, 206, 304, 404, 416}, got.StatusCode) || got.Header.Get("Content-Security-Policy") != policy {
+			t.Errorf("%d %v", got.StatusCode, got.Header)
+		}
+		if strings.Contains(w.Body.String(), "not for the world") {
+			t.Error("a file that is none of the page's")
+		}
+	})
 }
 
 // dist is the bundle as it is embedded here.

@@ -188,6 +188,22 @@ func (c *Client) Wake(ctx context.Context, id api.Identity) (api.WakeReport, err
 	return second, nil
 }
 
+// warmWake is how long the answer to a single wake may take before the guest's
+// clock, which was set on its way, is set again.
+const warmWake = 20 * time.Millisecond
+
+// WakeWarm is Wake for a guest that has been woken in this session before: what
+// it runs is translated, so it answers at once, and one request is enough.
+func (c *Client) WakeWarm(ctx context.Context, id api.Identity) (api.WakeReport, error) {
+	sent := time.Now()
+	id.Hold, id.Time = false, sent.UnixNano()
+	report, err := c.wake(ctx, id)
+	if err == nil && time.Since(sent) > warmWake {
+		return c.Wake(ctx, id)
+	}
+	return report, err
+}
+
 // Quiesce makes the guest still, ready to be frozen. Only Wake ends that.
 func (c *Client) Quiesce(ctx context.Context, o api.QuiesceOptions) (api.QuiesceReport, error) {
 	var report api.QuiesceReport

@@ -22,19 +22,20 @@ var floors = map[string]int{
 	"internal/snapshot":   1,
 	"internal/vmm":        1,
 	"internal/compare":    2,
+	"internal/farmemory":  2,
 	"internal/registry":   2,
 	"internal/sandbox":    2,
-	"internal/bench":      3,
+	"internal/bench":      4,
 	"internal/console":    3,
 	"internal/sandboxapi": 3,
-	"internal/cli":        4,
-	"cmd/spore":           5,
-	"cmd/spore-agent":     5,
+	"internal/cli":        5,
+	"cmd/spore":           6,
+	"cmd/spore-agent":     6,
 	// Tools and tests stand outside: nothing may import them.
-	"internal/house": 6,
-	"test/console":   6,
-	"test/e2e":       6,
-	"test/sdk":       6,
+	"internal/house": 7,
+	"test/console":   7,
+	"test/e2e":       7,
+	"test/sdk":       7,
 }
 
 type goPackage struct {

@@ -52,7 +52,7 @@ func (s *Sandbox) Release(ctx context.Context, env map[string]string) error {
 	defer cancel()
 	err := s.machine.Continue(ctx)
 	if err == nil {
-		err = s.wake(ctx, s.client)
+		err = s.hand(ctx, s.client.WakeWarm)
 	}
 	if err != nil {
 		err = s.explain(ctx, fmt.Errorf("releasing the machine: %w", err))

@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -23,6 +24,10 @@ type HostOptions struct {
 	CacheDir   string // may be deleted at any time between runs
 	RunDir     string // holds a folder for each live machine; short path
 	Log        *slog.Logger
+
+	// LazyMemory serves memory page by page: that of snapshots from afar, and that of new ones to see what they touch. It may be nil, and may fail: memory
+	// is laid out as a file then, and nobody knows what is touched. The error of a host that can't do it wraps errors.ErrUnsupported.
+	LazyMemory func(context.Context, *snapshot.Snapshot, LazyOptions) (LazyMemory, error)
 }
 
 // Host makes and wakes sandboxes.

@@ -17,7 +17,8 @@ const resumeTimeout = 60 * time.Second
 
 // ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
 type ResumeOptions struct {
-	Accel string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+	Accel      string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+	NoPrefetch bool   // memory from afar comes when it is touched, and none of it before
 
 	// ID is whom the machine wakes as. A sandbox that slept keeps its own; the zero UUID is a new one.
 	ID uuid.UUID
@@ -26,7 +27,12 @@ type ResumeOptions struct {
 }
 
 // Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
-func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, p Progress) (_ *Sandbox, err error) {
+func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, p Progress) (*Sandbox, error) {
+	return h.resume(ctx, snap, o, h.memory, p)
+}
+
+// resume is Resume with a choice of how the sandbox comes to its memory.
+func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, remember remembering, p Progress) (_ *Sandbox, err error) {
 	begin := time.Now()
 	meta := *snap.Metadata()
 	if !meta.HasMemory() {
@@ -58,10 +64,10 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	}()
 	opened := time.Now()
 	p.Phase("memory")
-	if s.memory, err = h.Snapshots.FlatMemory(ctx, snap, p.Advance); err != nil {
+	if err := remember(ctx, s, o, p); err != nil {
 		return nil, err
 	}
-	s.before = s.memory
+	defer s.whileResuming(ctx)()
 	laidOut := time.Now()
 	p.Phase("wake")
 	config := vmm.Config{

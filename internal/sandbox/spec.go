@@ -35,6 +35,7 @@ type CreateSpec struct {
 	ReadyCommand string        // retried until it succeeds
 	ReadyTimeout time.Duration // for ReadyCommand to succeed in; zero: 10 minutes
 	NoCache      bool          // run every step again
+	NoPrefetch   bool          // don't wake it to learn what it touches then
 }
 
 // Bounds of what is asked for. They are far from what is sensible and only keep mistakes from becoming strange failures later.

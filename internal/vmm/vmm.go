@@ -82,6 +82,9 @@ type Config struct {
 	// The machine's VMM may run as another user: the file's mode must let that user read and write.
 	Memory *os.File
 
+	// Paged says that pages of Memory come at a cost, one by one: nothing of it is to be read that was not touched.
+	Paged bool
+
 	// Disk is a connected stream on which the caller serves the root disk as NBD. The engine takes the descriptor over. Nil: no disk.
 	Disk *os.File
 

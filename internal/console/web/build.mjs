@@ -1,8 +1,9 @@
 // Bundles the console into ../dist, or with --test runs the unit tests. Runs on Node 18 and later.
 import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { mkdir, mkdtemp, readFile, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
 
@@ -23,13 +24,25 @@ const inlineStyles = {
       };
       swap(/[\w.]+\.createElement\("style"\)/g, "sporeStyleElement()", 3);
       swap(/(\w+)\.setAttribute\("style",/g, "sporeStyleAttribute($1,", 1);
-      const styles = JSON.stringify(join(here, "src/term/styles.ts"));
+      // Relative, so that the bundle is the same wherever it is made.
+      const styles = JSON.stringify(relative(dirname(path), join(here, "src/term/styles.ts")));
       return { contents: `import { sporeStyleElement, sporeStyleAttribute } from ${styles};\n${text}`, loader: "js" };
     });
   },
 };
 
 const common = { bundle: true, format: "esm", jsx: "automatic", jsxImportSource: "preact", target: "es2022", logLevel: "warning" };
+
+/** The licences of all packages that files of a bundle are from. They ask to go with every copy. */
+async function licensesOf(files) {
+  const packages = new Set(files.map((f) => /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(f)?.[1]).filter((p) => p !== undefined));
+  const texts = [];
+  for (const p of [...packages].sort()) {
+    const { version } = JSON.parse(await readFile(join(here, "node_modules", p, "package.json"), "utf8"));
+    texts.push(`${p} ${version}\n\n${(await readFile(join(here, "node_modules", p, "LICENSE"), "utf8")).trim()}\n`);
+  }
+  return texts.join("\n\n");
+}
 
 async function bundle() {
   const staging = join(here, "node_modules", ".dist");
@@ -42,16 +55,19 @@ async function bundle() {
     entryNames: "[name]-[hash]",
     chunkNames: "[name]-[hash]",
     loader: { ".svg": "copy" },
-    legalComments: "linked",
+    legalComments: "none",
     metafile: true,
     minify: true,
     plugins: [inlineStyles],
     splitting: true,
   });
+  const licenses = await licensesOf(Object.keys(result.metafile.inputs));
+  const named = `licenses-${createHash("sha256").update(licenses).digest("hex").slice(0, 8).toUpperCase()}.txt`;
+  await writeFile(join(staging, "assets", named), licenses);
   let page = await readFile(join(here, "src/index.html"), "utf8");
-  for (const file of Object.keys(result.metafile.outputs)) {
+  for (const file of [...Object.keys(result.metafile.outputs), named]) {
     const name = basename(file);
-    const entry = /^(app|style|icon)-[A-Z0-9]{8}\.(js|css|svg)$/.exec(name);
+    const entry = /^(app|style|icon|licenses)-[A-Z0-9]{8}\.(js|css|svg|txt)$/.exec(name);
     if (entry) page = page.replaceAll(`{{${entry[1]}}}`, `assets/${name}`);
   }
   if (page.includes("{{")) throw new Error("index.html names something that was not built");

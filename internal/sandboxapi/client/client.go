@@ -76,6 +76,14 @@ func newClient(base, key, network, address string) *Client {
 	}
 }
 
+// CloseIdle closes connections that wait for the next request.
+func (c *Client) CloseIdle() {
+	c.http.CloseIdleConnections()
+	if t, ok := c.agents.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
+}
+
 // do sends a request and reads its answer into out, unless that is nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) (http.Header, error) {
 	var body io.Reader
@@ -183,6 +191,15 @@ func (c *Client) Create(ctx context.Context, spec openapi.NewSandbox) (openapi.S
 // Kill ends a sandbox.
 func (c *Client) Kill(ctx context.Context, id string) error {
 	_, err := c.do(ctx, http.MethodDelete, "/sandboxes/"+id, nil, nil)
+	return err
+}
+
+// KillAll ends all sandboxes.
+func (c *Client) KillAll(ctx context.Context) error {
+	all, err := c.List(ctx)
+	for _, s := range all {
+		err = errors.Join(err, c.Kill(ctx, s.SandboxID))
+	}
 	return err
 }
 

@@ -151,6 +151,20 @@ func (f *Fleet) Get(_ context.Context, id string) (Info, error) {
 	return e.get(), nil
 }
 
+// VMM is the process id of a running sandbox's monitor, for measurements. The error is of the kind Conflict if it sleeps.
+func (f *Fleet) VMM(id string) (int, error) {
+	e, err := f.living(id)
+	if err != nil {
+		return 0, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.live == nil {
+		return 0, paused(id)
+	}
+	return e.live.VMM(), nil
+}
+
 // is reports whether err, or an error in it, is a T.
 func is[T error](err error) bool {
 	var t T

@@ -55,7 +55,7 @@ func start(ctx context.Context, binary string, c vmm.Config, hw hardware, tscKHz
 	m.cmd.Dir = "/"
 	m.cmd.SysProcAttr = nil
 	m.cmd.WaitDelay = time.Second
-	wait, err := launch(m.cmd)
+	wait, err := launch(m.cmd, c.Paged)
 	m.handedOver(files, c.Memory)
 	if err != nil {
 		conn.Close()

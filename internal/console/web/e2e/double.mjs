@@ -1,85 +1,8 @@
 // The console before a double of the daemon, which test/console starts: looks, keyboards, screen readers, and what each control asks the API for.
 
 import { readFile } from "node:fs/promises";
-import { accessible, base, equal, go, home, key, narrow, picture, run, screen, type, until } from "./harness.mjs";
-
-const places = {
-  sandboxes: async (page) => {
-    await go(page);
-    await page.getByRole("rowheader").first().waitFor();
-  },
-  templates: async (page) => {
-    await go(page, "#/templates");
-    await page.getByRole("rowheader", { name: "python" }).waitFor();
-  },
-  tree: async (page) => {
-    await go(page, "#/tree");
-    await page.getByRole("treeitem", { name: /^python / }).click();
-  },
-  snapshot: async (page) => {
-    await go(page, "#/tree");
-    await page.getByRole("treeitem", { name: /^jupyter-data / }).dblclick();
-    await page.getByRole("slider", { name: /^Disk/ }).waitFor();
-    await page.getByRole("slider", { name: /^Memory/ }).waitFor();
-  },
-  diff: async (page) => {
-    await go(page, "#/diff/python/jupyter");
-    await page.getByText("/etc/hosts").waitFor();
-  },
-  terminal: async (page) => {
-    await open(page, "jupyter", "running");
-    await page.getByRole("status").getByText("shell").waitFor();
-    await type(page, "printf '\\033[38;2;120;200;120mtrue\\033[0m \\033[31mred\\033[0m\\n'; ls", "notes.txt");
-  },
-  files: async (page) => {
-    await open(page, "python", "running", "files");
-    await page.goto(page.url().replace(/files$/, `files?path=${encodeURIComponent(home)}`));
-    await page.getByRole("button", { name: "notes.txt", exact: true }).waitFor();
-  },
-  metrics: async (page) => {
-    await open(page, "python", "running", "metrics");
-    await page.getByRole("slider", { name: "Memory" }).waitFor();
-  },
-  logs: async (page) => {
-    await open(page, "alpine", "running", "logs");
-    await page.getByText("memory is short").waitFor();
-  },
-  "new sandbox": async (page) => {
-    await go(page);
-    await page.getByRole("button", { name: "New sandbox" }).click();
-    await page.getByRole("dialog").waitFor();
-  },
-  kill: async (page) => {
-    await go(page);
-    await page.getByRole("button", { name: /^Kill sandbox/ }).first().click();
-    await page.getByRole("dialog").waitFor();
-  },
-  lost: async (page) => go(page, "#/nowhere"),
-};
-
-/** Opens a sandbox of a template that is in a state. */
-async function open(page, template, state, tab = "terminal") {
-  await go(page);
-  const row = page.getByRole("row").filter({ hasText: template }).filter({ hasText: state }).last();
-  const href = await row.getByRole("rowheader").getByRole("link").getAttribute("href");
-  await page.goto(`${base}/${href.replace(/terminal$/, tab)}`);
-  await page.getByRole("heading", { level: 1, name: /^Sandbox/ }).waitFor();
-}
-
-const rows = (page) => page.getByRole("table", { name: "Sandboxes" }).getByRole("rowheader");
-
-const appearance = Object.entries(places).flatMap(([name, visit]) =>
-  ["light", "dark", "phone"].map((look) => [
-    `${name} ${look}`,
-    look,
-    async (page) => {
-      await visit(page);
-      await picture(page, `${name.replace(" ", "-")}-${look}`);
-      await accessible(page);
-      await narrow(page);
-    },
-  ]),
-);
+import { appearance, open, places, rows } from "./appearance.mjs";
+import { accessible, equal, go, home, key, picture, run, screen, type, until } from "./harness.mjs";
 
 await run([
   [
@@ -179,12 +102,15 @@ await run([
       const id = (await page.locator("h1 code").getAttribute("title")).slice(0, 8);
       await page.getByRole("link", { name: "Sandboxes" }).click();
       const row = page.getByRole("row").filter({ has: page.locator(`th code:text-is("${id}")`) });
-      await row.getByRole("button", { name: `Pause sandbox ${id}` }).click();
+      const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.tagName);
+      await row.getByRole("button", { name: `Pause sandbox ${id}` }).focus();
+      await page.keyboard.press("Enter");
       await page.getByRole("status").getByText(`Sandbox ${id} is paused`).waitFor();
       await row.getByText("paused").waitFor();
+      equal(await focused(), `Wake sandbox ${id}`, "the focus after a pause");
       await row.getByRole("button", { name: `Wake sandbox ${id}` }).click();
       await row.getByText("running").waitFor();
-      await row.getByRole("button", { name: `Time sandbox ${id}` }).click();
+      await row.getByRole("button", { name: `Timeout sandbox ${id}` }).click();
       await page.getByLabel("Minutes from now").fill("90");
       await page.keyboard.press("Enter");
       await row.getByText(/^1 h (30|29) min/).waitFor();
@@ -201,6 +127,7 @@ await run([
       await page.getByRole("dialog").getByRole("button", { name: "Kill it" }).click();
       await until("one less", async () => (await rows(page).count()) === before + 2);
       equal(await row.count(), 0, "rows of the killed one");
+      await until("the focus on what is left", async () => (await focused()) === "H1");
       await page.getByLabel("Filter sandboxes").fill("paused");
       await until("only the paused one", async () => (await rows(page).count()) === 1);
     },

@@ -13,7 +13,7 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
 /** Longest wait for anything that a page is to show. It is no measure of speed: machines may be slow. */
-export const patience = 60_000;
+export const patience = 120_000;
 
 export const looks = {
   light: { colorScheme: "light", viewport: { width: 1280, height: 800 } },

@@ -96,7 +96,10 @@ function Shell({ route, onForget }: { route: Route; onForget: () => void }) {
       <main id="main" tabindex={-1}>
         <Page route={route} />
       </main>
-      <footer class="dim">spore{info.data?.version ? ` ${info.data.version}` : ""}</footer>
+      <footer class="dim row">
+        <span>{info.data ? `spore ${info.data.version} on ${info.data.engine.name}, ${info.data.engine.accel}` : "spore"}</span>
+        <a href={document.querySelector<HTMLLinkElement>("link[rel=license]")?.href ?? ""}>Licences of what this page is made of</a>
+      </footer>
     </>
   );
 }

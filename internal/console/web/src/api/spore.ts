@@ -1,5 +1,6 @@
 // spore's own routes: what there is, how it hangs together, where its bytes lie.
 
+import { short } from "../ui/format.ts";
 import { json } from "./http.ts";
 
 export interface Info {
@@ -23,6 +24,14 @@ export interface SnapshotNode {
   forks: number;
   template?: boolean; // sandboxes can be made from it
   processes?: string[];
+}
+
+/** Under this prefix are the daemon's own names of what its sandboxes sleep as. */
+const ownNames = "sandbox/";
+
+/** A snapshot's name for people: the first that one of them gave, or the beginning of its id. */
+export function nameOf(s: SnapshotNode): string {
+  return s.names.find((n) => !n.startsWith(ownNames)) ?? short(s.id);
 }
 
 export type Artifact = "memfile" | "rootfs.ext4";

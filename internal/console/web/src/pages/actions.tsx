@@ -35,6 +35,11 @@ export function Actions({ id, state, onDone, onKilled }: Props) {
     setBusy("");
     await onDone();
   };
+  const press = (text: string, doing: string, did: string, deed: () => Promise<unknown>) => (
+    <button type="button" aria-label={`${busy === doing ? `${doing}…` : text} sandbox ${name}`} aria-disabled={busy !== ""} onClick={() => now(doing, did, deed)}>
+      {busy === doing ? `${doing}…` : text}
+    </button>
+  );
   const ask = (question: Question, text: string) => (
     <button type="button" aria-haspopup="dialog" aria-label={`${text} sandbox ${name}`} onClick={() => setAsked(question)}>
       {text}
@@ -42,19 +47,14 @@ export function Actions({ id, state, onDone, onKilled }: Props) {
   );
   return (
     <div class="row actions" role="group" aria-label={`What to do with sandbox ${name}`}>
-      {state === "running" ? (
+      {/* One button, so that the focus stays on it when its meaning changes. */}
+      {state === "running" ? press("Pause", "Pausing", "is paused", () => sandboxes.pause(id)) : press("Wake", "Waking", "is awake", () => sandboxes.wake(id, defaultMinutes * 60))}
+      {state === "running" && (
         <>
-          <button type="button" aria-label={`Pause sandbox ${name}`} aria-disabled={busy !== ""} onClick={() => now("Pausing", "is paused", () => sandboxes.pause(id))}>
-            {busy === "Pausing" ? "Pausing…" : "Pause"}
-          </button>
           {ask("fork", "Fork")}
           {ask("snapshot", "Snapshot")}
-          {ask("timeout", "Time")}
+          {ask("timeout", "Timeout")}
         </>
-      ) : (
-        <button type="button" aria-label={`Wake sandbox ${name}`} aria-disabled={busy !== ""} onClick={() => now("Waking", "is awake", () => sandboxes.wake(id, defaultMinutes * 60))}>
-          {busy === "Waking" ? "Waking…" : "Wake"}
-        </button>
       )}
       {ask("kill", "Kill")}
       {asked && <Ask question={asked} id={id} onDone={onDone} onKilled={onKilled} onClose={() => setAsked(undefined)} />}
@@ -102,7 +102,7 @@ function Ask({ question, id, onDone, onKilled, onClose }: AskProps) {
     case "timeout":
       return (
         <Dialog
-          title={`Time of sandbox ${name}`}
+          title={`Timeout of sandbox ${name}`}
           action="Set"
           onClose={onClose}
           onAct={async () => {

@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { spore } from "../api/spore.ts";
+import { nameOf, spore } from "../api/spore.ts";
 import type { Change, Diff, FileChange, ImageDiff } from "../api/spore.ts";
 import { to } from "../route.ts";
 import { bytes, percent, plural, short } from "../ui/format.ts";
@@ -12,7 +12,10 @@ const never = 2 ** 31 - 1;
 export function DiffPage({ a, b }: { a: string; b: string }) {
   const diff = usePoll(`diff ${a} ${b}`, (signal) => spore.diff(a, b, signal), never);
   const tree = usePoll("tree of a diff", (signal) => spore.tree(signal), never);
-  const name = (id: string): string => tree.data?.find((s) => s.id === id)?.names[0] ?? short(id);
+  const name = (ref: string): string => {
+    const found = tree.data?.find((s) => s.id === ref || s.names.includes(ref));
+    return found ? nameOf(found) : short(ref);
+  };
   return (
     <>
       <div class="head">

@@ -16,6 +16,8 @@ interface Props {
   guest: Guest;
   running: boolean;
   path: string;
+  /** Whether any request wakes it once it sleeps. Then only a person's requests are sent. */
+  light: boolean;
 }
 
 export function FilesTab(props: Props) {
@@ -25,13 +27,15 @@ export function FilesTab(props: Props) {
 
 type Question = { kind: "folder" } | { kind: "rename" | "delete"; entry: FileEntry };
 
+const never = 2 ** 31 - 1;
+
 /** Most entries that are drawn. */
 const page = 500;
 
 const isDir = (e: FileEntry): boolean => e.type === "FILE_TYPE_DIRECTORY";
 
-function Browser({ id, guest, path }: Props) {
-  const list = usePoll(`files ${id} ${path}`, async (signal) => sorted(await guest.list(path, signal)), 5000);
+function Browser({ id, guest, path, light }: Props) {
+  const list = usePoll(`files ${id} ${path}`, async (signal) => sorted(await guest.list(path, signal)), light ? never : 5000);
   const [asked, setAsked] = useState<Question>();
   const [viewed, setViewed] = useState<FileEntry>();
   const [over, setOver] = useState(false);

@@ -1,6 +1,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { Guest } from "../api/guest.ts";
 import { sandboxes } from "../api/platform.ts";
+import type { SandboxDetail } from "../api/platform.ts";
 import { tabs, to } from "../route.ts";
 import type { Tab } from "../route.ts";
 import { moment, seconds, short, span } from "../ui/format.ts";
@@ -57,7 +58,7 @@ export function SandboxPage({ id, tab, path }: { id: string; tab: Tab; path: str
               <TerminalTab id={id} guest={guest} running={running} />
             </section>
           )}
-          {tab === "files" && <FilesTab id={id} guest={guest} running={running} path={path ?? "/"} />}
+          {tab === "files" && <FilesTab id={id} guest={guest} running={running} path={path ?? "/"} light={s.lifecycle?.autoResume === true} />}
           {tab === "metrics" && <MetricsTab id={id} running={running} />}
           {tab === "logs" && <LogsTab id={id} />}
         </>
@@ -66,13 +67,16 @@ export function SandboxPage({ id, tab, path }: { id: string; tab: Tab; path: str
   );
 }
 
-function Facts({ s }: { s: { templateID: string; alias?: string; startedAt: string; endAt: string; state: string; cpuCount: number; memoryMB: number; diskSizeMB: number; metadata?: Record<string, string> } }) {
+function Facts({ s }: { s: SandboxDetail }) {
   const now = useNow();
+  const { parent, wakeMs, pooled } = s.spore ?? {};
   const facts: [string, preact.ComponentChildren][] = [
     ["Template", <a href={to.tree(s.templateID)}>{s.alias ?? <code>{short(s.templateID)}</code>}</a>],
     ["Size", `${s.cpuCount} CPU, ${s.memoryMB} MiB, disk ${s.diskSizeMB} MiB`],
     ["Started", moment(s.startedAt)],
-    ["Time left", s.state === "running" ? span(seconds(now, s.endAt)) : "paused"],
+    ["Time left", s.state === "running" ? `${span(seconds(now, s.endAt))}, then ${s.lifecycle?.onTimeout ?? "kill"}` : "—"],
+    ...(parent ? [["Forked from", <a href={to.sandbox(parent)}><code>{short(parent)}</code></a>] as [string, preact.ComponentChildren]] : []),
+    ...(wakeMs ? [["Last wake", `${wakeMs.toFixed(wakeMs < 10 ? 1 : 0)} ms${pooled ? ", from a pool" : ""}`] as [string, string]] : []),
     ...Object.entries(s.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
   ];
   return (

@@ -53,52 +53,63 @@ function summary(all: Sandbox[], shown: Sandbox[]): string {
   return `${running} running, ${plural(all.length - running, "paused", "paused")}`;
 }
 
+/** Most rows that are drawn at first, and with each wish for more. */
+const page = 200;
+
 function Table({ list, refresh }: { list: Sandbox[]; refresh: () => Promise<void> }) {
   const now = useNow();
+  const [most, setMost] = useState(page);
   // Roles are said outright, since browsers forget those of a table that is laid out as cards on a phone.
   return (
-    <table role="table" class="cards">
-      <caption class="hidden">Sandboxes</caption>
-      <thead role="rowgroup">
-        <tr role="row">
-          {["Sandbox", "State", "Template", "Size", "Age", "Time left", "Actions"].map((name) => (
-            <th key={name} role="columnheader" scope="col">
-              {name}
-            </th>
-          ))}
-        </tr>
-      </thead>
-      <tbody role="rowgroup">
-        {list.map((s) => (
-          <tr key={s.sandboxID} role="row">
-            <th role="rowheader" scope="row">
-              <a href={to.sandbox(s.sandboxID)} title={s.sandboxID}>
-                <code>{short(s.sandboxID)}</code>
-              </a>
-              <Metadata of={s} />
-            </th>
-            <td role="cell" data-label="State">
-              <Badge state={s.state} />
-            </td>
-            <td role="cell" data-label="Template">
-              <a href={to.tree(s.templateID)}>{s.alias ?? <code>{short(s.templateID)}</code>}</a>
-            </td>
-            <td role="cell" data-label="Size">
-              {s.cpuCount} CPU, {s.memoryMB} MiB
-            </td>
-            <td role="cell" data-label="Age" title={moment(s.startedAt)}>
-              {span(seconds(s.startedAt, now))}
-            </td>
-            <td role="cell" data-label="Time left" title={s.state === "running" ? moment(s.endAt) : undefined}>
-              {s.state === "running" ? span(seconds(now, s.endAt)) : "—"}
-            </td>
-            <td role="cell" class="wide">
-              <Actions id={s.sandboxID} state={s.state} onDone={refresh} />
-            </td>
+    <>
+      <table role="table" class="cards live">
+        <caption class="hidden">Sandboxes</caption>
+        <thead role="rowgroup">
+          <tr role="row">
+            {["Sandbox", "State", "Template", "Size", "Age", "Time left", "Actions"].map((name) => (
+              <th key={name} role="columnheader" scope="col">
+                {name}
+              </th>
+            ))}
           </tr>
-        ))}
-      </tbody>
-    </table>
+        </thead>
+        <tbody role="rowgroup">
+          {list.slice(0, most).map((s) => (
+            <tr key={s.sandboxID} role="row">
+              <th role="rowheader" scope="row">
+                <a href={to.sandbox(s.sandboxID)} title={s.sandboxID}>
+                  <code>{short(s.sandboxID)}</code>
+                </a>
+                <Metadata of={s} />
+              </th>
+              <td role="cell" data-label="State">
+                <Badge state={s.state} />
+              </td>
+              <td role="cell" data-label="Template">
+                <a href={to.tree(s.templateID)}>{s.alias ?? <code>{short(s.templateID)}</code>}</a>
+              </td>
+              <td role="cell" data-label="Size">
+                {s.cpuCount} CPU, {s.memoryMB} MiB
+              </td>
+              <td role="cell" data-label="Age" title={moment(s.startedAt)}>
+                {span(seconds(s.startedAt, now))}
+              </td>
+              <td role="cell" data-label="Time left" title={s.state === "running" ? moment(s.endAt) : undefined}>
+                {s.state === "running" ? span(seconds(now, s.endAt)) : "—"}
+              </td>
+              <td role="cell" class="wide">
+                <Actions id={s.sandboxID} state={s.state} onDone={refresh} />
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {list.length > most && (
+        <button type="button" onClick={() => setMost(most + page)}>
+          Show more of {list.length}
+        </button>
+      )}
+    </>
   );
 }
 

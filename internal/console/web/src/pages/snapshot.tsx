@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { ApiError } from "../api/http.ts";
-import { spore } from "../api/spore.ts";
+import { nameOf, spore } from "../api/spore.ts";
 import type { Artifact } from "../api/spore.ts";
 import { to } from "../route.ts";
 import { bytes, moment, short } from "../ui/format.ts";
@@ -17,7 +17,10 @@ export function SnapshotPage({ id }: { id: string }) {
   const tree = usePoll("tree of a snapshot", (signal) => spore.tree(signal), rarely);
   const [creating, setCreating] = useState(false);
   const s = tree.data?.find((n) => n.id === id || n.names.includes(id));
-  const names = (of: string): string | undefined => tree.data?.find((n) => n.id === of)?.names[0];
+  const names = (of: string): string | undefined => {
+    const found = tree.data?.find((n) => n.id === of);
+    return found && nameOf(found);
+  };
   if (!tree.data) return <Missing error={tree.error} />;
   if (!s) return <Missing error={new ApiError(404, `There is no snapshot ${id} in the store.`)} />;
   const children = tree.data.filter((n) => n.parent === s.id);
@@ -35,7 +38,7 @@ export function SnapshotPage({ id }: { id: string }) {
     <>
       <div class="head">
         <Heading>
-          Snapshot {s.names[0] ?? ""} <code title={s.id}>{short(s.id)}</code>
+          Snapshot {nameOf(s) === short(s.id) ? "" : nameOf(s)} <code title={s.id}>{short(s.id)}</code>
         </Heading>
         <div class="row actions">
           {s.template !== false && s.kind === "machine" && (
@@ -66,7 +69,7 @@ export function SnapshotPage({ id }: { id: string }) {
           Made from it:{" "}
           {children.slice(0, 20).map((c) => (
             <span key={c.id}>
-              <a href={to.snapshot(c.id)}>{c.names[0] ?? short(c.id)}</a>{" "}
+              <a href={to.snapshot(c.id)}>{nameOf(c)}</a>{" "}
             </span>
           ))}
           {children.length > 20 && `and ${children.length - 20} more`}

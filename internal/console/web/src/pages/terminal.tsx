@@ -12,7 +12,7 @@ interface Props {
 }
 
 const keys: [string, string, string][] = [
-  ["Esc", "Escape", "\x1b"],
+  ["Esc", "Esc", "\x1b"],
   ["Tab", "Tab", "\t"],
   ["^C", "Control C", "\x03"],
   ["^D", "Control D", "\x04"],
@@ -118,7 +118,7 @@ export function TerminalTab({ id, guest, running }: Props) {
         ))}
       </div>
       <div class="row under">
-        <span role="status" class="dim" data-terminal-status>
+        <span role="status" class="dim">
           {status}
         </span>
         {over && running && (
@@ -146,14 +146,20 @@ export function TerminalTab({ id, guest, running }: Props) {
 
 const tries = 8;
 
+/** Milliseconds after which one is told why it may take so long. */
+const patience = 15_000;
+
 /** Follows the shell through broken connections. Returns in words how it ended. */
 async function follow(s: Session, id: string, signal: AbortSignal, tell: (status: string) => void): Promise<string> {
   tell("Connecting…");
   for (let broken = 0; ; broken++) {
+    const slow = setTimeout(() => tell("Still connecting. Browsers keep few connections to one address: terminals in other tabs may hold all of them."), patience);
     const how = await s.run(signal, (found) => {
       broken = 0;
+      clearTimeout(slow);
       tell(found ? "Back at the shell that runs here." : "A new shell.");
     });
+    clearTimeout(slow);
     if (signal.aborted) return "";
     if ("ended" in how) return `The shell is over: ${how.ended}.`;
     // A request to a sandbox that sleeps might wake it, so first it is asked about rather than asked.

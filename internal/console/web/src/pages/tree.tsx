@@ -1,7 +1,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { sandboxes } from "../api/platform.ts";
 import type { Sandbox } from "../api/platform.ts";
-import { spore } from "../api/spore.ts";
+import { nameOf, spore } from "../api/spore.ts";
 import { to } from "../route.ts";
 import { extent, Graph } from "../tree/graph.tsx";
 import { layout } from "../tree/layout.ts";
@@ -155,10 +155,11 @@ function Chosen({ node, compared, onCompare, onDone }: ChosenProps) {
   return (
     <>
       <h2>
-        {s.names.length > 0 ? s.names.join(", ") : "Snapshot"} <code title={s.id}>{short(s.id)}</code>
+        {nameOf(s) === short(s.id) ? "Snapshot" : nameOf(s)} <code title={s.id}>{short(s.id)}</code>
       </h2>
       <Facts
         facts={[
+          ...(s.names.length > 1 || nameOf(s) === short(s.id) ? s.names.map((n): [string, string] => ["Name", n]) : []),
           ["Made", moment(s.created)],
           ["Adds", bytes(s.storedBytes)],
           ["Memory", s.memoryBytes > 0 ? bytes(s.memoryBytes) : "none"],

@@ -38,6 +38,8 @@ export class Session {
           this.shell = { pid: event.start.pid };
           onOpen(found !== undefined);
           if (found) await this.redraw();
+          // What was typed before there was a shell.
+          await this.type([]);
         }
         this.show(event);
         if (event.end) return { ended: event.end.status ?? "ended" };

@@ -30,6 +30,7 @@ const y = (p: Placed<Node>): number => margin + p.row * node.down;
 export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCompare, onZoom }: Props) {
   const svg = useRef<SVGSVGElement>(null);
   const { width, height } = extent(layout);
+  const roots = layout.nodes.filter((p) => !p.up).length;
   const tabStop = layout.nodes.find((p) => p.item.id === current) ?? layout.nodes[0];
   useEffect(() => element(svg.current, current)?.scrollIntoView({ block: "nearest", inline: "nearest" }), [current]);
   const press = (e: KeyboardEvent, p: Placed<Node>): void => {
@@ -55,7 +56,7 @@ export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCo
         const { item } = p;
         const kind = "sandbox" in item ? `sandbox ${item.sandbox.state}` : item.snapshot.kind;
         const marked = item.id === compared ? " compared" : "";
-        const title = clip(item.title, "sandbox" in item ? 16 : 20);
+        const title = clip(item.title, 18);
         return (
           <g
             key={item.id}
@@ -66,7 +67,7 @@ export function Graph({ layout, zoom, current, compared, onCurrent, onOpen, onCo
             tabindex={p === tabStop ? 0 : -1}
             aria-level={p.depth + 1}
             aria-posinset={p.index + 1}
-            aria-setsize={p.up ? p.up.down.length : layout.nodes.filter((n) => !n.up).length}
+            aria-setsize={p.up ? p.up.down.length : roots}
             aria-selected={item.id === current}
             aria-expanded={p.down.length > 0 ? true : undefined}
             aria-label={`${title} ${item.about}${marked && ", chosen for comparison"}`}

@@ -1,6 +1,7 @@
 // What the graph shows: snapshots, and below each the sandboxes that stand on it.
 
 import type { Sandbox } from "../api/platform.ts";
+import { nameOf } from "../api/spore.ts";
 import type { SnapshotNode } from "../api/spore.ts";
 import { bytes, short } from "../ui/format.ts";
 
@@ -20,7 +21,7 @@ export function nodes(snapshots: SnapshotNode[], sandboxes: Sandbox[], all: bool
   };
   const byAge = [...snapshots].filter(shown).sort((a, b) => a.created.localeCompare(b.created) || a.id.localeCompare(b.id));
   return [
-    ...byAge.map((s) => ({ id: s.id, parent: ancestor(s.parent), title: s.names[0] ?? short(s.id), about: `${s.kind === "machine" ? "snapshot" : s.kind}, ${bytes(s.storedBytes)}`, snapshot: s })),
+    ...byAge.map((s) => ({ id: s.id, parent: ancestor(s.parent), title: nameOf(s), about: `${s.kind === "machine" ? "snapshot" : s.kind}, ${bytes(s.storedBytes)}`, snapshot: s })),
     ...[...sandboxes]
       .sort((a, b) => a.startedAt.localeCompare(b.startedAt) || a.sandboxID.localeCompare(b.sandboxID))
       .map((s) => ({ id: s.sandboxID, parent: ancestor(s.spore?.snapshot ?? s.templateID), title: short(s.sandboxID), about: `sandbox, ${s.state}`, sandbox: s })),

@@ -1,7 +1,8 @@
 // Line charts over time.
 
-import { useId, useState } from "preact/hooks";
+import { useId, useRef, useState } from "preact/hooks";
 import { moment } from "./format.ts";
+import { useWidth } from "./use.ts";
 
 export interface Line {
   name: string;
@@ -18,7 +19,6 @@ interface Props {
   lines: Line[];
 }
 
-const width = 480;
 const height = 150;
 const left = 58;
 const below = 18;
@@ -41,6 +41,9 @@ export function pieces(points: [number, number][]): [number, number][][] {
 
 export function Chart({ title, start, end, top, format, lines }: Props) {
   const [at, setAt] = useState<number>();
+  const box = useRef<HTMLElement>(null);
+  // Drawn in the page's own pixels, so that its letters are as large as all others.
+  const width = useWidth(box, 480);
   const id = useId();
   const x = (t: number): number => left + ((t - start) / (end - start || 1)) * (width - left - 4);
   const y = (v: number): number => above + (1 - v / (top || 1)) * (height - above - below);
@@ -64,7 +67,7 @@ export function Chart({ title, start, end, top, format, lines }: Props) {
     setAt(Math.max(0, Math.min(times.length - 1, to)));
   };
   return (
-    <figure class="chart">
+    <figure class="chart" ref={box}>
       <figcaption>
         <h2 id={id}>{title}</h2>
         <span class="reading">

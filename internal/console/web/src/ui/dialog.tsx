@@ -24,7 +24,9 @@ export function Dialog({ title, action, danger, children, onAct, onClose }: Dial
     d.showModal();
     return () => {
       d.close();
-      if (before instanceof HTMLElement && before.isConnected) before.focus();
+      // What was asked about may be gone, and the button with it.
+      const back = before instanceof HTMLElement && before.isConnected ? before : document.querySelector<HTMLElement>("[data-heading]");
+      back?.focus();
     };
   }, []);
   const act = async (e: Event): Promise<void> => {

@@ -1,3 +1,4 @@
+import type { RefObject } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "../api/http.ts";
 
@@ -63,6 +64,19 @@ export function usePoll<T>(key: string, ask: (signal: AbortSignal) => Promise<T>
   }, [key, every]);
   const refresh = useCallback(() => again.current(), []);
   return state.key === key ? { data: state.data, error: state.error, refresh } : { data: undefined, error: undefined, refresh };
+}
+
+/** How wide an element is, in pixels, as it changes. */
+export function useWidth(element: RefObject<HTMLElement | null>, first: number): number {
+  const [width, setWidth] = useState(first);
+  useEffect(() => {
+    const e = element.current;
+    if (!e) return;
+    const observer = new ResizeObserver(() => setWidth(e.clientWidth));
+    observer.observe(e);
+    return () => observer.disconnect();
+  }, []);
+  return width;
 }
 
 /** The time, in milliseconds since 1970, every second. */
