@@ -13,6 +13,7 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/store"
 )
 
 // Limits of what is told of snapshots.
@@ -70,20 +71,25 @@ func (s routes) sees(ctx context.Context, m *snapshot.Metadata) bool {
 // open opens a snapshot by name or id.
 func (s routes) open(ctx context.Context, ref string) (*snapshot.Snapshot, error) {
 	snap, err := s.o.Snapshots.Open(ctx, ref)
-	if notFound := (*snapshot.NotFoundError)(nil); errors.As(err, &notFound) {
-		return nil, &fleet.Error{Kind: fleet.NotFound, Message: err.Error()}
-	}
-	if ambiguous := (*snapshot.AmbiguousError)(nil); errors.As(err, &ambiguous) {
-		return nil, &fleet.Error{Kind: fleet.Invalid, Message: err.Error()}
-	}
 	if err != nil {
-		return nil, err
+		return nil, ofSnapshots(err)
 	}
 	if !s.sees(ctx, snap.Metadata()) {
 		snap.Close()
 		return nil, &fleet.Error{Kind: fleet.NotFound, Message: "there is no snapshot " + ref}
 	}
 	return snap, nil
+}
+
+// ofSnapshots says whose turn it is after an error of the snapshots'.
+func ofSnapshots(err error) error {
+	if notFound := (*snapshot.NotFoundError)(nil); errors.As(err, &notFound) || errors.Is(err, store.ErrNoSnapshot) || errors.Is(err, store.ErrNoName) {
+		return &fleet.Error{Kind: fleet.NotFound, Message: err.Error()}
+	}
+	if ambiguous := (*snapshot.AmbiguousError)(nil); errors.As(err, &ambiguous) {
+		return &fleet.Error{Kind: fleet.Invalid, Message: err.Error()}
+	}
+	return err
 }
 
 func (s routes) GetMap(w http.ResponseWriter, r *http.Request, ref string, q openapi.GetMapParams) {

@@ -18,12 +18,13 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/openapi/hostile"
 )
 
-// call sends a request and returns the status and the body.
+// call sends a request and returns the status and the body; 0 if there was no answer. It may be called by any goroutine.
 func (d *daemon) call(t *testing.T, method, path, body string, header map[string]string) (int, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, d.url+path, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return 0, nil
 	}
 	req.Header.Set("Content-Type", "application/json")
 	for name, value := range header {
@@ -31,12 +32,13 @@ func (d *daemon) call(t *testing.T, method, path, body string, header map[string
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return 0, nil
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	return res.StatusCode, data
 }
@@ -127,19 +129,18 @@ func testHostile(t *testing.T, d *daemon) {
 		t.Fatal(err)
 	}
 	auth := map[string]string{"X-API-Key": d.key}
-	// living are the sandboxes that there are. There are always some.
+	// living are the sandboxes that there are.
 	living := func() (ids []string) {
 		_, body := d.call(t, "GET", "/v2/sandboxes?limit=1000", "", auth)
 		var left []openapi.ListedSandbox
 		if err := json.Unmarshal(body, &left); err != nil {
-			t.Fatalf("%s: %v", body, err)
+			t.Errorf("%s: %v", body, err)
 		}
 		for _, s := range left {
 			ids = append(ids, s.SandboxID)
 		}
 		return ids
 	}
-	d.create(t, d.key)
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	defer client.CloseIdleConnections()
 	const workers, requests = 4, 150
@@ -151,7 +152,11 @@ func testHostile(t *testing.T, d *daemon) {
 			g.Leave = []string{"deleteTemplate"} // what all this stands on
 			for i := range requests {
 				if i%5 == 0 {
-					g.Known["sandboxID"] = living()
+					if g.Known["sandboxID"] = living(); len(g.Known["sandboxID"]) < 2 {
+						// It may be one too many, as others do the same.
+						d.call(t, "POST", "/v2/sandboxes", `{"templateID":"`+templateName+`","timeout":600}`, auth)
+						g.Known["sandboxID"] = living()
+					}
 				}
 				req, _ := g.Request(d.url)
 				line := fmt.Sprintf("%s %.200s", req.Method, req.URL)

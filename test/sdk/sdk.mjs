@@ -280,7 +280,11 @@ test('templates are built', async () => {
   const built = await Template.build(recipe, 'sdk-built', { cpuCount: 1, memoryMB: 256, onBuildLogs: (e) => logs.push(e.message) })
   assert.equal(await Template.exists('sdk-built'), true)
   assert.ok(logs.some((m) => /ready/.test(m)), logs.join())
-  const made = await Sandbox.create('sdk-built', { timeoutMs: minutes(5), ...slow })
+  await Template.assignTags('sdk-built', ['v1', 'old'])
+  await Template.removeTags('sdk-built', 'old')
+  const tags = await Template.getTags('sdk-built')
+  assert.deepEqual(tags.map((t) => [t.tag, t.buildId]), [['default', built.buildId], ['v1', built.buildId]])
+  const made = await Sandbox.create('sdk-built:v1', { timeoutMs: minutes(5), ...slow })
   try {
     assert.equal(await made.files.read('/opt/app/both'), 'one\ntwo\n')
     assert.equal(await made.files.read('/opt/app/who'), 'app\n')

@@ -449,6 +449,9 @@ type SnapshotInfo struct {
 	SnapshotID string   `json:"snapshotID"`
 }
 
+// Tags defines model for Tags.
+type Tags = []string
+
 // Template defines model for Template.
 type Template struct {
 	// Aliases The same as names
@@ -669,6 +672,20 @@ type GetMapParams struct {
 	Artifact Artifact `form:"artifact,omitempty" json:"artifact,omitempty,omitzero"`
 }
 
+// RemoveTagsJSONBody defines parameters for RemoveTags.
+type RemoveTagsJSONBody struct {
+	Name string `json:"name"`
+	Tags Tags   `json:"tags"`
+}
+
+// AssignTagsJSONBody defines parameters for AssignTags.
+type AssignTagsJSONBody struct {
+	Tags Tags `json:"tags"`
+
+	// Target The template, by name or name:tag
+	Target string `json:"target"`
+}
+
 // UpdateTemplateJSONBody defines parameters for UpdateTemplate.
 type UpdateTemplateJSONBody struct {
 	Public *bool `json:"public,omitempty"`
@@ -825,6 +842,12 @@ type SnapshotSandboxJSONRequestBody SnapshotSandboxJSONBody
 
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody SetTimeoutJSONBody
+
+// RemoveTagsJSONRequestBody defines body for RemoveTags for application/json ContentType.
+type RemoveTagsJSONRequestBody RemoveTagsJSONBody
+
+// AssignTagsJSONRequestBody defines body for AssignTags for application/json ContentType.
+type AssignTagsJSONRequestBody AssignTagsJSONBody
 
 // UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
 type UpdateTemplateJSONRequestBody UpdateTemplateJSONBody
@@ -1057,6 +1080,12 @@ type ServerInterface interface {
 	// GetAlias Which template has this name
 	// (GET /templates/aliases/{alias})
 	GetAlias(w http.ResponseWriter, r *http.Request, alias string)
+	// RemoveTags Take names away, name:tag; the templates stay
+	// (DELETE /templates/tags)
+	RemoveTags(w http.ResponseWriter, r *http.Request)
+	// AssignTags Give a template more names, name:tag; one that means another template moves
+	// (POST /templates/tags)
+	AssignTags(w http.ResponseWriter, r *http.Request)
 	// DeleteTemplate Remove a template; 409 while sandboxes stand on it
 	// (DELETE /templates/{templateID})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, templateID TemplatePath)
@@ -1075,6 +1104,9 @@ type ServerInterface interface {
 	// GetUpload Where to send the files of a COPY
 	// (GET /templates/{templateID}/files/{hash})
 	GetUpload(w http.ResponseWriter, r *http.Request, templateID TemplatePath, hash FilesHash)
+	// ListTags The tags of a template's name, and what each means
+	// (GET /templates/{templateID}/tags)
+	ListTags(w http.ResponseWriter, r *http.Request, templateID TemplatePath)
 	// ListSandboxes A page of sandboxes, running and paused
 	// (GET /v2/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -1858,6 +1890,34 @@ func (siw *ServerInterfaceWrapper) GetAlias(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// RemoveTags operation middleware
+func (siw *ServerInterfaceWrapper) RemoveTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AssignTags operation middleware
+func (siw *ServerInterfaceWrapper) AssignTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AssignTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // DeleteTemplate operation middleware
 func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http.Request) {
 
@@ -2116,6 +2176,32 @@ func (siw *ServerInterfaceWrapper) GetUpload(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetUpload(w, r, templateID, hash)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListTags operation middleware
+func (siw *ServerInterfaceWrapper) ListTags(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListTags(w, r, templateID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2614,6 +2700,9 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}", wrapper.GetTemplate)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/templates/{templateID}", wrapper.UpdateTemplate)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/aliases/{alias}", wrapper.GetAlias)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/tags", wrapper.ListTags)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/tags", wrapper.RemoveTags)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/tags", wrapper.AssignTags)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v3/templates", wrapper.RequestBuild)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v2/templates/{templateID}/builds/{buildID}", wrapper.StartBuild)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/builds/{buildID}/status", wrapper.GetBuildStatus)
