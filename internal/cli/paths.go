@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/sporevm/spore/internal/block/framecache"
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
@@ -157,6 +159,22 @@ func openStore(ctx context.Context, location, cache string) (store.Store, error)
 	return bucket.Open(ctx, location, bucket.Options{TempDir: spool})
 }
 
+// networks are where machines get their tap interfaces; none is made yet.
+func (a *app) networks() (*network.Pool, error) {
+	subnet := network.DefaultSubnet
+	if text := a.Getenv("SPORE_TAP_SUBNET"); text != "" {
+		var err error
+		if subnet, err = netip.ParsePrefix(text); err != nil {
+			return nil, usageErrorf("SPORE_TAP_SUBNET is %q: choose an IPv4 network such as %s", text, network.DefaultSubnet)
+		}
+	}
+	pool, err := network.NewPool(subnet)
+	if err != nil {
+		return nil, usageErrorf("SPORE_TAP_SUBNET: %v", err)
+	}
+	return pool, nil
+}
+
 // host makes ready to run machines.
 func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 	p, err := a.paths()
@@ -171,7 +189,11 @@ func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	networks, err := a.networks()
+	if err != nil {
+		return nil, err
+	}
 	return sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -18,6 +19,8 @@ const resumeTimeout = 60 * time.Second
 // ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
 type ResumeOptions struct {
 	Accel string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+
+	Policy network.Policy // what a machine with a tap interface may reach; it is not part of snapshots
 }
 
 // Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
@@ -37,11 +40,14 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	if err := h.compatible(ctx, meta, accel); err != nil {
 		return nil, err
 	}
+	if err := checkPolicy(o.Policy, vmm.Network(meta.Net)); err != nil {
+		return nil, fmt.Errorf("waking snapshot %s: %w", snap.ID(), err)
+	}
 	state, err := snap.State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{host: h, id: uuid.New(), meta: meta, parent: snap}
+	s := &Sandbox{host: h, id: uuid.New(), meta: meta, parent: snap, policy: o.Policy}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())

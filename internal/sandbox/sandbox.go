@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/api"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -42,6 +43,8 @@ type Sandbox struct {
 	disk    *disk
 	memory  *os.File // mapped by the machine; for a resumed one it carries the lock that keeps the cache from dropping the file
 	phases  Phases
+	slot    *network.Slot  // nil: the machine has no tap interface
+	policy  network.Policy // what it may reach by that
 
 	mu     sync.Mutex // held while the machine is frozen, thawed or closed
 	client *guest.Client
@@ -140,6 +143,9 @@ func (s *Sandbox) Close() error {
 	if s.disk != nil {
 		errs = append(errs, s.disk.close())
 	}
+	if s.slot != nil {
+		errs = append(errs, s.slot.Release())
+	}
 	if s.memory != nil {
 		errs = append(errs, s.memory.Close())
 	}
@@ -163,6 +169,9 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 		return err
 	}
 	c.Name, c.Dir, c.Memory = "spore-"+s.id.String()[:8], s.dir.path, s.memory
+	if err := s.attach(&c); err != nil {
+		return err
+	}
 	machine, err := h.Engine.Start(ctx, c)
 	if err != nil {
 		return errors.Join(err, s.disk.firstFault())
@@ -229,10 +238,8 @@ func (s *Sandbox) nextIdentity() (api.Identity, error) {
 		MachineID:  fmt.Sprintf("%x", id[:]),
 		Context:    &api.Context{User: s.meta.Context.User, Workdir: s.meta.Context.Workdir, Env: s.meta.Context.Env},
 	}
-	if s.meta.Net == string(vmm.NetUser) {
-		identity.Net = &api.Net{Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}}
-	}
-	return identity, nil
+	identity.Net, err = s.network()
+	return identity, err
 }
 
 // whileAlive returns a context that ends when the machine does.
