@@ -111,9 +111,10 @@ func addressIn(at uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
 	})
 }
 
-// destinationIn adds a set of addresses and matches packets to them; no prefixes match nothing.
-func destinationIn(c *nftables.Conn, t *nftables.Table, name string, prefixes []netip.Prefix, then []expr.Any) ([]expr.Any, error) {
-	set := &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
+// destinationIn adds a set of addresses and matches packets to them; no prefixes match nothing. The id is ours, and of this set alone in its table: the
+// library's own numbering is shared without a lock.
+func destinationIn(c *nftables.Conn, t *nftables.Table, id uint32, name string, prefixes []netip.Prefix, then []expr.Any) ([]expr.Any, error) {
+	set := &nftables.Set{Table: t, ID: id, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
 	var elements []nftables.SetElement
 	for _, s := range spans(prefixes) {
 		first := toAddr(s.first).As4()
@@ -137,15 +138,15 @@ func installFilter(ns *os.File, subnet netip.Prefix, policy Policy) error {
 	}
 	t := c.AddTable(&nftables.Table{Name: "spore", Family: nftables.TableFamilyINet})
 	refuseChain(c, t)
-	never, err := destinationIn(c, t, "blocked", append(Blocked(), subnet), refuse)
+	never, err := destinationIn(c, t, 1, "blocked", append(Blocked(), subnet), refuse)
 	if err != nil {
 		return err
 	}
-	allowed, err := destinationIn(c, t, "allowed", policy.Allow, accept)
+	allowed, err := destinationIn(c, t, 2, "allowed", policy.Allow, accept)
 	if err != nil {
 		return err
 	}
-	denied, err := destinationIn(c, t, "denied", policy.Deny, refuse)
+	denied, err := destinationIn(c, t, 3, "denied", policy.Deny, refuse)
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,13 @@ func TestSlotsAtOnce(t *testing.T) {
 		})
 	}
 	wait.Wait()
+	t.Cleanup(func() {
+		for _, s := range slots {
+			if s != nil {
+				s.Release()
+			}
+		}
+	})
 	if t.Failed() {
 		return
 	}
