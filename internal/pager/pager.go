@@ -1,0 +1,283 @@
+package pager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// startPatience is how long a pager may take to open its image.
+	startPatience = time.Minute
+	// closePatience is how long one may take to end its machines and itself.
+	closePatience = 15 * time.Second
+)
+
+// pager is a Tracker's side of one pager process.
+type pager struct {
+	tracker  *Tracker
+	template Template
+	claims   map[string]*claim // guarded by the Tracker's lock
+
+	ready chan struct{} // closed when start is over
+	err   error         // why it could not start; set before
+	root  string
+	child *process
+	began uint64 // when that started, in clock ticks
+	wire  *wire
+	ended chan struct{} // closed when the process and the connection are gone
+	cause error         // how it ended; set before
+
+	mu      sync.Mutex
+	closing bool
+	asked   uint64
+	answers map[uint64]chan message
+
+	noteMu sync.Mutex
+	gone   bool // there is nothing to note any more
+}
+
+func newPager(t *Tracker, template Template) *pager {
+	return &pager{
+		tracker: t, template: template, claims: map[string]*claim{},
+		ready: make(chan struct{}), ended: make(chan struct{}), answers: map[uint64]chan message{},
+	}
+}
+
+// start starts the process. Its first fork may give up meanwhile: others wait too.
+func (p *pager) start() {
+	p.err = p.launch()
+	if p.err != nil {
+		p.tracker.forget(p)
+	}
+	close(p.ready)
+}
+
+func (p *pager) launch() (err error) {
+	if p.root, err = socketDir(p.tracker.c.TempDir); err != nil {
+		return err
+	}
+	p.note() // before there is anything to clean up
+	defer func() {
+		if err != nil {
+			os.RemoveAll(p.root)
+			p.unnote()
+		}
+	}()
+	command := p.tracker.c.Command
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stderr = os.Stderr
+	fd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd} // a Ctrl-C is not for it
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting a pager: %w", err)
+	}
+	p.child = &process{pid: cmd.Process.Pid, fd: fd}
+	if fd < 0 {
+		return errors.Join(errors.New("starting a pager: this kernel gives no pidfd (Linux 5.4 has it)"), cmd.Process.Kill(), ignoreExit(cmd.Wait()))
+	}
+	p.began = p.child.started()
+	died := make(chan error, 1)
+	if err = p.greet(in, out); err != nil {
+		return errors.Join(err, p.child.kill(), ignoreExit(cmd.Wait()))
+	}
+	p.note()
+	go func() { died <- cmd.Wait() }()
+	go p.listen(func() error { return <-died })
+	return nil
+}
+
+// ignoreExit leaves out that a process did not end well: that is known.
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+// greet tells the process what to do, and connects to it when it is ready.
+func (p *pager) greet(in io.WriteCloser, out io.ReadCloser) error {
+	deadline := time.AfterFunc(startPatience, func() { _ = p.child.kill() })
+	defer deadline.Stop()
+	c := p.tracker.c
+	err := json.NewEncoder(in).Encode(order{Root: p.root, Template: p.template, CacheBytes: c.CacheBytes, PageMillis: c.PageTimeout.Milliseconds()})
+	in.Close()
+	if err != nil {
+		return fmt.Errorf("starting a pager: telling it what to serve: %w", err)
+	}
+	var answer started
+	if err := json.NewDecoder(io.LimitReader(out, maxPacket)).Decode(&answer); err != nil {
+		return fmt.Errorf("starting a pager: it has ended, or not answered in %v: %w", startPatience, err)
+	}
+	if answer.Error != "" {
+		return fmt.Errorf("starting a pager: %s", answer.Error)
+	}
+	return p.dial()
+}
+
+// dial connects to the process.
+func (p *pager) dial() error {
+	path := filepath.Join(p.root, controlSocket)
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return fmt.Errorf("connecting to a pager: %w", err)
+	}
+	p.wire = newWire(conn)
+	return nil
+}
+
+// socketDir makes a directory whose sockets have short paths.
+func socketDir(temp string) (string, error) {
+	const longest = len("/spore-pager-0123456789/0123456789")
+	if len(temp)+longest > maxSocketPath {
+		temp = "/tmp"
+	}
+	dir, err := os.MkdirTemp(temp, "spore-pager-")
+	if err != nil {
+		return "", fmt.Errorf("making a directory for sockets: %w", err)
+	}
+	return dir, nil
+}
+
+// listen receives what the process says until it is gone. wait returns when it is,
+// and how it ended.
+func (p *pager) listen(wait func() error) {
+	var err error
+	for err == nil {
+		var m message
+		if m, err = p.wire.receive(); err == nil {
+			p.hear(m)
+		}
+	}
+	p.wire.conn.Close()
+	p.mu.Lock()
+	closing := p.closing
+	p.mu.Unlock()
+	if !closing {
+		// Without its connection it is of no use, if it lives at all.
+		_ = p.child.kill()
+	}
+	if how := wait(); how != nil {
+		err = how
+	}
+	p.cause = fmt.Errorf("the process that served the memory of template %s has ended: %w", p.template.ID, err)
+	if !closing {
+		p.tracker.bury(p)
+	}
+	close(p.ended)
+}
+
+// hear acts on a message.
+func (p *pager) hear(m message) {
+	switch m.Op {
+	case eventConnected:
+		p.tracker.connected(p, m)
+	case eventFailed:
+		p.tracker.failed(p, m.Fork, errors.New(m.Error))
+	default:
+		p.mu.Lock()
+		answer := p.answers[m.ID]
+		delete(p.answers, m.ID)
+		p.mu.Unlock()
+		if answer != nil {
+			answer <- m
+		}
+	}
+}
+
+// ask sends a message and returns the answer.
+func (p *pager) ask(ctx context.Context, m message) (message, error) {
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return message{}, context.Cause(ctx)
+	}
+	if p.err != nil {
+		return message{}, p.err
+	}
+	answer := make(chan message, 1)
+	p.mu.Lock()
+	p.asked++
+	m.ID = p.asked
+	p.answers[m.ID] = answer
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(p.answers, m.ID)
+		p.mu.Unlock()
+	}()
+	if err := p.wire.send(m); err != nil {
+		return message{}, fmt.Errorf("asking the pager: %w", err)
+	}
+	select {
+	case a := <-answer:
+		if a.Error != "" {
+			return a, errors.New(a.Error)
+		}
+		return a, nil
+	case <-p.ended:
+		return message{}, p.cause
+	case <-ctx.Done():
+		return message{}, context.Cause(ctx)
+	}
+}
+
+func (p *pager) register(ctx context.Context, f Fork) (string, error) {
+	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID})
+	return a.Path, err
+}
+
+// release ends the serving of one fork of several.
+func (p *pager) release(c *claim) error {
+	defer p.note()
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	_, err := p.ask(ctx, message{Op: opRelease, Fork: c.fork.ID})
+	select {
+	case <-p.ended:
+		return nil // and its forks with it
+	default:
+		return err
+	}
+}
+
+// close ends the process.
+func (p *pager) close() error {
+	<-p.ready
+	if p.err != nil {
+		return nil
+	}
+	p.mu.Lock()
+	p.closing = true
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	_, err := p.ask(ctx, message{Op: opClose})
+	select {
+	case <-p.ended:
+		err = nil
+	case <-ctx.Done():
+		err = errors.Join(err, fmt.Errorf("closing the pager of template %s: it has not ended in %v and was killed", p.template.ID, closePatience), p.child.kill())
+		<-p.ended
+	}
+	p.child.close()
+	return errors.Join(err, os.RemoveAll(p.root), p.unnote())
+}
