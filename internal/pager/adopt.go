@@ -106,7 +106,10 @@ func (t *Tracker) sort(p *pager, keep func(templateID, forkID string) bool, resu
 	}
 	var errs []error
 	for _, c := range claims {
-		if !c.failed && keep(p.template.ID, c.fork.ID) {
+		t.mu.Lock()
+		failed := c.failed
+		t.mu.Unlock()
+		if !failed && keep(p.template.ID, c.fork.ID) {
 			result.Adopted = append(result.Adopted, c.fork.ID)
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // note is what a Tracker writes down about a pager, for the one that comes after.
@@ -94,7 +95,7 @@ func readNote(path string) (note, error) {
 	if err := json.Unmarshal(data, &n); err != nil {
 		return n, fmt.Errorf("reading the note %s: %w", path, err)
 	}
-	if filepath.Base(n.Root)+noteSuffix != filepath.Base(path) || !filepath.IsAbs(n.Root) {
+	if filepath.Base(n.Root)+noteSuffix != filepath.Base(path) || !filepath.IsAbs(n.Root) || !strings.HasPrefix(filepath.Base(n.Root), dirPrefix) {
 		return n, fmt.Errorf("reading the note %s: it is of another pager", path)
 	}
 	return n, nil

@@ -101,7 +101,7 @@ func (s *server) hello(w *wire, m message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.forks {
-		said := message{Op: eventFork, Fork: f.id, Path: f.path}
+		said := message{Op: eventFork, Fork: f.id, UID: f.uid, Path: f.path}
 		if f.err != nil {
 			said.Error = f.err.Error()
 		}
@@ -169,7 +169,7 @@ func (s *server) touched(id string, from int) (ranges []Range, more bool, err er
 func (s *server) stats() *Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Stats{Forks: len(s.forks), Faults: s.faults.Load(), FramesRead: s.source.reads.Load()}
+	st := &Stats{Forks: len(s.forks), Faults: s.faults.Load(), FramesRead: s.source.reads.Load(), Prefetched: s.source.prefetched.Load()}
 	for _, f := range s.forks {
 		if f.machine != nil {
 			st.Connected++

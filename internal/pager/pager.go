@@ -35,7 +35,8 @@ type pager struct {
 	began uint64 // when that started, in clock ticks
 	wire  *wire
 	ended chan struct{} // closed when the process and the connection are gone
-	cause error         // how it ended; set before
+	exit  error         // what was wrong with its end; set before
+	cause error         // the same as a reason for its forks to end
 
 	mu      sync.Mutex
 	closing bool
@@ -144,13 +145,16 @@ func (p *pager) dial() error {
 	return nil
 }
 
+// dirPrefix is how the names of directories with sockets begin.
+const dirPrefix = "spore-pager-"
+
 // socketDir makes a directory whose sockets have short paths.
 func socketDir(temp string) (string, error) {
-	const longest = len("/spore-pager-0123456789/0123456789")
+	const longest = len("/" + dirPrefix + "0123456789/0123456789")
 	if len(temp)+longest > maxSocketPath {
 		temp = "/tmp"
 	}
-	dir, err := os.MkdirTemp(temp, "spore-pager-")
+	dir, err := os.MkdirTemp(temp, dirPrefix)
 	if err != nil {
 		return "", fmt.Errorf("making a directory for sockets: %w", err)
 	}
@@ -175,8 +179,8 @@ func (p *pager) listen(wait func() error) {
 		// Without its connection it is of no use, if it lives at all.
 		_ = p.child.kill()
 	}
-	if how := wait(); how != nil {
-		err = how
+	if p.exit = wait(); p.exit != nil {
+		err = p.exit
 	}
 	p.cause = fmt.Errorf("the process that served the memory of template %s has ended: %w", p.template.ID, err)
 	if !closing {
@@ -273,7 +277,10 @@ func (p *pager) close() error {
 	_, err := p.ask(ctx, message{Op: opClose})
 	select {
 	case <-p.ended:
-		err = nil
+		err = nil // the answer may have been lost on the way
+		if p.exit != nil {
+			err = fmt.Errorf("closing the pager of template %s: %w", p.template.ID, p.exit)
+		}
 	case <-ctx.Done():
 		err = errors.Join(err, fmt.Errorf("closing the pager of template %s: it has not ended in %v and was killed", p.template.ID, closePatience), p.child.kill())
 		<-p.ended

@@ -25,12 +25,15 @@ func (m *machine) prefetch(ranges []Range) {
 				if !ok {
 					return
 				}
-				if m.fillCached(w, scratch) == nil {
-					continue
+				err := m.fillCached(w, scratch)
+				if err != nil {
+					err = m.fill(ctx, w)
 				}
-				if m.fill(ctx, w) != nil {
+				if err != nil {
 					cancel()
+					return
 				}
+				m.source.prefetched.Add(1)
 			}
 		})
 	}

@@ -69,6 +69,7 @@ type Stats struct {
 	Connected  int   `json:"connected"`   // of which a machine has connected and runs
 	Faults     int64 `json:"faults"`      // answered
 	FramesRead int64 `json:"frames_read"` // from the image; the others were in the cache
+	Prefetched int64 `json:"prefetched"`  // windows of prefetch lists that were put
 }
 
 // wire is a control connection: packets, each a message, over a unix socket of
