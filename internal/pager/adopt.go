@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -124,14 +125,17 @@ var errTaken = errors.New("another process with the same directory of notes runs
 
 // meet connects to a pager and learns what it serves.
 func (p *pager) meet(ctx context.Context) error {
-	if err := p.dial(); err != nil {
-		return err
+	path := filepath.Join(p.root, controlSocket)
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return fmt.Errorf("meeting a pager: %w", err)
 	}
+	p.wire = newWire(conn)
 	deadline := time.Now().Add(helloPatience)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	err := p.wire.conn.SetReadDeadline(deadline)
+	err = p.wire.conn.SetReadDeadline(deadline)
 	if err == nil {
 		err = p.wire.send(message{Op: opHello})
 	}

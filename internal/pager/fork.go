@@ -18,6 +18,10 @@ import (
 const (
 	// handshakePatience is how long one who has connected may say nothing.
 	handshakePatience = 10 * time.Second
+	// acceptPatience is how long one who has connected may have to wait for
+	// descriptors, acceptPause how often that is tried.
+	acceptPatience = 3 * time.Second
+	acceptPause    = 20 * time.Millisecond
 	// handshakes is how many of them one fork's socket has at once.
 	handshakes = 16
 	// deathPatience is how long a killed process may take to end.
@@ -70,20 +74,29 @@ func (s *server) register(id string, uid int) (string, error) {
 // accept receives those who connect to a fork's socket until one of them is served.
 func (s *server) accept(f *fork) {
 	slots := make(chan struct{}, handshakes)
-	for pause := time.Millisecond; ; {
+	var waiting time.Time // since when somebody can't be accepted; zero: nobody is there
+	for {
 		slots <- struct{}{}
 		conn, err := f.listener.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // no descriptors, most likely: they come back as others end
-			s.log.Warn("a machine has to wait: its connection can't be accepted", "fork", f.id, "error", err)
-			time.Sleep(pause)
-			pause = min(2*pause, time.Second)
+			switch there, _ := socketFD(f.listener, readable); {
+			case !there:
+				waiting = time.Time{}
+			case waiting.IsZero():
+				waiting = time.Now()
+				s.log.Warn("a machine has to wait: its connection can't be accepted", "fork", f.id, "error", err)
+			case time.Since(waiting) > acceptPatience:
+				s.failFork(f, fmt.Errorf("a machine has connected and can't be accepted: %w", err), nil)
+				return
+			}
+			time.Sleep(acceptPause)
 			<-slots
 			continue
 		}
-		pause = time.Millisecond
+		waiting = time.Time{}
 		go func() {
 			defer func() { <-slots }()
 			s.greet(f, conn)
@@ -94,8 +107,13 @@ func (s *server) accept(f *fork) {
 // greet shakes hands with one who has connected.
 func (s *server) greet(f *fork, conn *net.UnixConn) {
 	peer, err := socketFD(conn, peerOf)
-	if err != nil {
+	if peer == nil {
 		s.log.Warn("turned away a connection", "fork", f.id, "error", err)
+		conn.Close()
+		return
+	}
+	if peer.uid == f.uid && err != nil {
+		s.failFork(f, err, peer)
 		conn.Close()
 		return
 	}
@@ -200,12 +218,15 @@ func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []r
 	return nil
 }
 
-// failFork gives a fork up: its machine is killed, and the Tracker hears why. The
-// userfaultfd stays open until the process has ended.
+// failFork gives a fork up: its machine, peer unless that is not known, is killed,
+// and the Tracker hears why. The userfaultfd stays open until the process has ended.
 func (s *server) failFork(f *fork, err error, peer *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.err != nil || (f.machine != nil && f.machine.process != peer) {
+		if peer == nil {
+			return
+		}
 		if killErr := peer.kill(); killErr != nil {
 			s.log.Error("a process that connected in vain can't be ended", "fork", f.id, "pid", peer.pid, "error", killErr)
 		}
@@ -216,10 +237,12 @@ func (s *server) failFork(f *fork, err error, peer *process) {
 	if f.machine != nil {
 		f.machine.cancel(err)
 	}
-	if killErr := peer.kill(); killErr != nil {
-		f.err = errors.Join(err, killErr)
+	if peer != nil { // or else it is for the Tracker alone to end it
+		if killErr := peer.kill(); killErr != nil {
+			f.err = errors.Join(err, killErr)
+		}
 	}
-	s.log.Error("a machine was killed since its memory can't be served", "fork", f.id, "pid", peer.pid, "error", f.err)
+	s.log.Error("a machine's memory can't be served", "fork", f.id, "error", f.err)
 	s.tell(message{Op: eventFailed, Fork: f.id, Error: f.err.Error()})
 }
 

@@ -106,11 +106,12 @@ func (s *source) cached(p piece) (*slot, []byte) {
 // load is cached for a piece that may have to be read first.
 func (s *source) load(ctx context.Context, p piece) (*slot, []byte, error) {
 	digest, size := s.frame(p)
-	waiting, cancel := context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("reading %d bytes at %d has not ended in %v", p.Length, p.Offset, s.timeout))
+	late := fmt.Errorf("reading %d bytes at %d has not ended in %v", p.Length, p.Offset, s.timeout)
+	waiting, cancel := context.WithTimeoutCause(ctx, s.timeout, late)
 	defer cancel()
 	held, data, err := s.frames.load(waiting, digest, size, func(into []byte) error {
 		// Others may wait for this frame, so it is not one machine's to give up.
-		reading, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+		reading, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timeout, late)
 		defer cancel()
 		return s.read(reading, p, into)
 	})

@@ -1,7 +1,9 @@
 package pager
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"time"
@@ -12,21 +14,16 @@ import (
 func (s *server) acceptTrackers() {
 	for {
 		conn, err := s.control.AcceptUnix()
-		if err != nil {
-			select {
-			case <-s.done:
-				return
-			default:
-			}
-			if s.isClosing() {
-				return
-			}
-			s.log.Warn("the control connection can't be accepted", "error", err)
-			time.Sleep(100 * time.Millisecond)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // no descriptors: there may be some later
+			time.Sleep(acceptPause)
 			continue
 		}
 		peer, err := socketFD(conn, peerOf)
-		if err != nil {
+		if peer == nil {
+			s.log.Warn("turned away a control connection", "error", err)
 			conn.Close()
 			continue
 		}
@@ -40,19 +37,16 @@ func (s *server) acceptTrackers() {
 	}
 }
 
-func (s *server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closing
-}
-
 // obey does what a Tracker asks until it is gone.
 func (s *server) obey(w *wire) {
 	defer w.conn.Close()
 	s.mu.Lock()
-	if s.tracker != nil || s.closing {
+	if s.closing || (s.tracker != nil && !s.tracker.isOver()) {
 		s.mu.Unlock()
-		_ = w.send(message{Op: opHello, Error: "it has a tracker, or is ending"})
+		_ = w.conn.SetReadDeadline(time.Now().Add(helloPatience))
+		if m, err := w.receive(); err == nil { // or else the end of the connection would overtake the answer
+			_ = w.send(message{ID: m.ID, Op: opHello, Error: "it has a tracker, or is ending"})
+		}
 		return
 	}
 	s.tracker = w
@@ -77,7 +71,9 @@ func (s *server) obey(w *wire) {
 		}()
 	}
 	s.mu.Lock()
-	s.tracker = nil
+	if s.tracker == w {
+		s.tracker = nil
+	}
 	s.maybeOrphaned()
 	s.mu.Unlock()
 }

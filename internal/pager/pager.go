@@ -9,10 +9,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -40,6 +41,7 @@ type pager struct {
 
 	mu      sync.Mutex
 	closing bool
+	dead    bool // its end has come unasked
 	asked   uint64
 	answers map[uint64]chan message
 
@@ -77,6 +79,18 @@ func (p *pager) launch() (err error) {
 	command := p.tracker.c.Command
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stderr = os.Stderr
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	defer func() {
+		if err != nil {
+			ours.Close()
+		}
+	}()
+	p.wire = newWire(ours)
+	cmd.ExtraFiles = []*os.File{theirs} // becomes trackerFD
 	fd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd} // a Ctrl-C is not for it
 	in, err := cmd.StdinPipe()
@@ -131,18 +145,22 @@ func (p *pager) greet(in io.WriteCloser, out io.ReadCloser) error {
 	if answer.Error != "" {
 		return fmt.Errorf("starting a pager: %s", answer.Error)
 	}
-	return p.dial()
+	return nil
 }
 
-// dial connects to the process.
-func (p *pager) dial() error {
-	path := filepath.Join(p.root, controlSocket)
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+// socketPair makes a control connection, one end of it for a child.
+func socketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("connecting to a pager: %w", err)
+		return nil, nil, fmt.Errorf("making a control connection: %w", err)
 	}
-	p.wire = newWire(conn)
-	return nil
+	theirs := os.NewFile(uintptr(fds[1]), "pager")
+	ours, err := connection(os.NewFile(uintptr(fds[0]), "tracker"))
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
 }
 
 // dirPrefix is how the names of directories with sockets begin.
@@ -174,6 +192,7 @@ func (p *pager) listen(wait func() error) {
 	p.wire.conn.Close()
 	p.mu.Lock()
 	closing := p.closing
+	p.dead = !closing
 	p.mu.Unlock()
 	if !closing {
 		// Without its connection it is of no use, if it lives at all.
@@ -229,7 +248,12 @@ func (p *pager) ask(ctx context.Context, m message) (message, error) {
 		p.mu.Unlock()
 	}()
 	if err := p.wire.send(m); err != nil {
-		return message{}, fmt.Errorf("asking the pager: %w", err)
+		select {
+		case <-p.ended: // which it will say better
+			return message{}, p.cause
+		case <-time.After(sendPatience):
+			return message{}, fmt.Errorf("asking the pager: %w", err)
+		}
 	}
 	select {
 	case a := <-answer:
@@ -270,8 +294,14 @@ func (p *pager) close() error {
 		return nil
 	}
 	p.mu.Lock()
+	dead := p.dead
 	p.closing = true
 	p.mu.Unlock()
+	if dead { // before, and it is buried, or being so
+		<-p.ended
+		p.child.close()
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
 	_, err := p.ask(ctx, message{Op: opClose})

@@ -23,7 +23,8 @@ type process struct {
 	fd int // -1 once closed
 }
 
-// peerOf returns the process that connected to a unix socket.
+// peerOf returns the process that connected to a unix socket. With an error about
+// its descriptor it returns one that can't be killed.
 func peerOf(socket int) (*process, error) {
 	cred, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
@@ -33,10 +34,12 @@ func peerOf(socket int) (*process, error) {
 	if errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.5; the process may have ended since, and its number may be another's
 		fd, err = unix.PidfdOpen(int(cred.Pid), 0)
 	}
+	p := &process{pid: int(cred.Pid), uid: int(cred.Uid), fd: fd}
 	if err != nil {
-		return nil, fmt.Errorf("getting hold of process %d, which has connected: %w", cred.Pid, err)
+		p.fd = -1
+		return p, fmt.Errorf("getting hold of process %d, which has connected: %w", cred.Pid, err)
 	}
-	return &process{pid: int(cred.Pid), uid: int(cred.Uid), fd: fd}, nil
+	return p, nil
 }
 
 // openProcess returns the process of a number that started at a time, or nil when

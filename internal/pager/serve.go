@@ -48,9 +48,9 @@ type server struct {
 // orphanGrace is how long a pager without machines waits for a Tracker.
 const orphanGrace = time.Minute
 
-// Serve is the body of a pager process. It reads what a [Tracker] wants from in,
-// answers on out, and serves until it is told to end, ctx ends or nobody needs it
-// any more. open opens the image of a template's ID, which is not closed. Machines
+// Serve is the body of a pager process, which a [Tracker] starts. It reads what to
+// serve from in, answers on out, and serves until ctx ends, it is told to end by
+// the connection that it has as descriptor 3, or nobody needs it any more. open opens the image of a template's ID, which is not closed. Machines
 // that are still connected at the end are killed.
 func Serve(ctx context.Context, in io.Reader, out io.Writer, open func(ctx context.Context, id string) (Image, error), log *slog.Logger) error {
 	s, err := newServer(ctx, in, open, log)
@@ -86,6 +86,10 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 			s.control.Close()
 		}
 	}()
+	tracker, err := connection(os.NewFile(trackerFD, "tracker"))
+	if err != nil {
+		return nil, err
+	}
 	image, err := open(ctx, o.Template.ID)
 	if err != nil {
 		return nil, err
@@ -101,8 +105,27 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 		return nil, err
 	}
 	s.orphaned = time.AfterFunc(orphanGrace, s.end)
+	go s.obey(newWire(tracker))
 	go s.acceptTrackers()
 	return s, nil
+}
+
+// trackerFD is a pager's connection to the Tracker that has started it. That it
+// comes with the process leaves nothing to fail later.
+const trackerFD = 3
+
+// connection makes a connection of a socket, which it closes.
+func connection(f *os.File) (*net.UnixConn, error) {
+	defer f.Close() // FileConn makes a copy
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("taking over a connection: %w", err)
+	}
+	if c, ok := conn.(*net.UnixConn); ok {
+		return c, nil
+	}
+	conn.Close()
+	return nil, errors.New("taking over a connection: it is not one of a unix socket")
 }
 
 // controlSocket is the name of the socket for Trackers in a pager's directory.

@@ -106,6 +106,9 @@ func (t *Tracker) Acquire(ctx context.Context, template Template, f Fork) (strin
 	if template.ID == "" || f.ID == "" {
 		return "", errors.New("serving memory: the ids of template and fork must not be empty")
 	}
+	if f.UID < 0 {
+		return "", fmt.Errorf("serving memory to fork %s: there is no user %d", f.ID, f.UID)
+	}
 	c, first, err := t.claim(template, f)
 	if err != nil {
 		return "", err

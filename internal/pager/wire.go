@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,6 +112,16 @@ func (w *wire) send(m message) error {
 	return err
 }
 
+// isOver tells whether the other side is gone, which need not have been read yet.
+func (w *wire) isOver() bool {
+	over, err := socketFD(w.conn, func(fd int) (bool, error) {
+		events := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(events, 0)
+		return events[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0, err
+	})
+	return over || errors.Is(err, net.ErrClosed)
+}
+
 // receive returns the next message; io.EOF when the other side is gone.
 func (w *wire) receive() (message, error) {
 	n, oobn, flags, _, err := w.conn.ReadMsgUnix(w.buf, w.oob)
@@ -164,8 +175,14 @@ func closeAll(fds []int) {
 	}
 }
 
-// socketFD calls f with the descriptor of a connection.
-func socketFD[T any](conn *net.UnixConn, f func(fd int) (T, error)) (result T, err error) {
+// readable tells whether a descriptor has something to read, or to accept.
+func readable(fd int) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n > 0, err
+}
+
+// socketFD calls f with the descriptor of a socket.
+func socketFD[T any](conn syscall.Conn, f func(fd int) (T, error)) (result T, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return result, err
