@@ -14,6 +14,9 @@ type Env struct {
 	Image      string           // what the machines are made of; it must have /bin/sh and the usual small tools
 	Iterations int              // how often each measurement is taken, at least
 	Progress   sandbox.Progress // hears which measurement is under way
+
+	Pager   func(store string) []string // the command that serves the memory of a store's snapshots
+	Process []string                    // the command whose body is Process
 }
 
 // Suite is a set of measurements that belong together.
@@ -27,6 +30,7 @@ type Suite struct {
 func Suites() []Suite {
 	return []Suite{
 		{Name: "engine", Short: "create, wake and pause machines, against bare QEMU in the same run", Run: Engine},
+		{Name: "pager", Short: "serve a machine's memory page by page, against a bare userfaultfd loop in the same run", Run: Pager},
 		{Name: "data", Short: "read, copy, mount and compare snapshots at rest, against cat, cp and the kernel in the same run", Run: Data},
 	}
 }

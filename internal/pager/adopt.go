@@ -43,7 +43,7 @@ func (t *Tracker) Adopt(ctx context.Context, keep func(templateID, forkID string
 }
 
 func (t *Tracker) adopt(ctx context.Context, n note, keep func(templateID, forkID string) bool, result *Adoption) error {
-	p := newPager(t, Template{ID: n.Template})
+	p := newPager(t, n.Template)
 	p.root, p.began = n.Root, n.Started
 	child, err := openProcess(n.PID, n.Started)
 	if err != nil {
@@ -79,7 +79,7 @@ func (t *Tracker) adopt(ctx context.Context, n note, keep func(templateID, forkI
 // take makes a pager that was met this Tracker's.
 func (t *Tracker) take(p *pager) {
 	t.mu.Lock()
-	t.pagers[p.template.ID] = p
+	t.pagers[p.template] = p
 	for id, c := range p.claims {
 		t.forks[id] = c
 	}
@@ -110,7 +110,7 @@ func (t *Tracker) sort(p *pager, keep func(templateID, forkID string) bool, resu
 		t.mu.Lock()
 		failed := c.failed
 		t.mu.Unlock()
-		if !failed && keep(p.template.ID, c.fork.ID) {
+		if !failed && keep(p.template, c.fork.ID) {
 			result.Adopted = append(result.Adopted, c.fork.ID)
 			continue
 		}

@@ -88,7 +88,7 @@ func TestPrefetchFails(t *testing.T) {
 		t.Fatal("the image has no hole that is large enough")
 	}
 	i.setFaults(t, faults{FailAfter: 1})
-	path, err := l.Acquire(t.Context(), Template{ID: i.dir, Prefetch: []Range{{0, testSize}}}, Fork{ID: "a", UID: os.Geteuid()})
+	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), Prefetch: []Range{{0, testSize}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestOutOfDescriptors(t *testing.T) {
 		}
 		l := newLab(t)
 		i.setFaults(t, faults{Descriptors: n})
-		path, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: "a", UID: os.Geteuid()})
+		path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid()})
 		if err != nil {
 			refused++
 			if !strings.Contains(err.Error(), "too many open files") {
@@ -214,7 +214,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	c := l.fork(i, "first")
 	check(t, c, pagertest.Touch{To: 512 << 10, Step: 4 << 10, Expect: i.expect()})
 	for n := 0; ; n++ {
-		_, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: fmt.Sprint(n), UID: os.Geteuid()})
+		_, err := l.Acquire(t.Context(), i.dir, Fork{ID: fmt.Sprint(n), UID: os.Geteuid()})
 		if err != nil {
 			if !strings.Contains(err.Error(), "too many open files") {
 				t.Error(err)

@@ -36,6 +36,8 @@ type fork struct {
 	path     string
 	listener *net.UnixListener
 
+	prefetch []Range // given to its machine when it connects
+
 	conn    *net.UnixConn // kept as long as the machine: it may want to know who we are
 	machine *polled       // nil before it has connected and after its end
 	err     error         // why it has failed
@@ -212,8 +214,8 @@ func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []r
 	f.listener.Close()
 	s.orphaned.Stop()
 	s.tell(message{Op: eventConnected, Fork: f.id, PID: peer.pid, process: peer})
-	if len(s.template.Prefetch) > 0 {
-		m.filling.Go(func() { m.prefetch(s.template.Prefetch) })
+	if list := f.prefetch; len(list) > 0 {
+		m.filling.Go(func() { m.prefetch(list) })
 	}
 	return nil
 }

@@ -247,7 +247,7 @@ func TestWrongUser(t *testing.T) {
 func TestUserOfItsOwn(t *testing.T) {
 	l, i := newLab(t), newImage(t, mib, block.WriterOptions{})
 	cmd := asNobody(t, l)
-	path, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: "a", UID: 65534})
+	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: 65534})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,14 +30,15 @@ const (
 
 // source is an image with its frames kept.
 type source struct {
-	image      Image
-	h          *block.Header
-	frames     *frames
-	loads      chan struct{} // holds one entry for each read under way
-	timeout    time.Duration // for a page, with all attempts
-	reads      atomic.Int64  // frames that were read
-	prefetched atomic.Int64  // windows
-	zeros      []byte        // a huge page of them, which take no memory
+	image       Image
+	h           *block.Header
+	frames      *frames
+	loads       chan struct{} // holds one entry for each read under way
+	timeout     time.Duration // for a page, with all attempts
+	reads       atomic.Int64  // frames that were read
+	prefetched  atomic.Int64  // windows
+	prefetching atomic.Int64  // nanoseconds, of lists that are through
+	zeros       []byte        // a huge page of them, which take no memory
 }
 
 // openSource keeps up to cache bytes of an image's frames. Reading one of them

@@ -267,7 +267,7 @@ func needUffd(t *testing.T) {
 
 func (l *lab) acquire(i *testImage, fork string) string {
 	l.Helper()
-	path, err := l.Acquire(l.Context(), Template{ID: i.dir}, Fork{ID: fork, UID: os.Geteuid()})
+	path, err := l.Acquire(l.Context(), i.dir, Fork{ID: fork, UID: os.Geteuid()})
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -42,8 +42,9 @@ type machine struct {
 // unit is the size of what can be removed, in bytes: no page is smaller.
 const unit = 4 << 10
 
-// maxTouched bounds what is remembered of first faults: 64 GiB of them.
-const maxTouched = 1 << 20
+// maxRanges bounds what is remembered of first faults, and lists to prefetch: 64 GiB
+// of single faults.
+const maxRanges = 1 << 20
 
 // read takes an event or a few from the machine and acts on all but faults, whose
 // places in the image it appends to faults.
@@ -89,7 +90,7 @@ func (m *machine) fault(e *uffd.Message) (window, error) {
 	}
 	offset := int64(e.Address() - r.base + r.offset)
 	w := r.around(offset)
-	if first := w.Offset / FaultAround; !m.seen.Contains(first) && len(m.touched) < maxTouched {
+	if first := w.Offset / FaultAround; !m.seen.Contains(first) && len(m.touched) < maxRanges {
 		m.seen.Add(first, max(1, w.Length/FaultAround))
 		m.touched = append(m.touched, w.Range)
 	}

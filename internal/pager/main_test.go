@@ -61,7 +61,7 @@ func daemon() error {
 	}
 	var paths []string
 	for _, id := range o.Forks {
-		path, err := tracker.Acquire(context.Background(), Template{ID: o.Template}, Fork{ID: id, UID: os.Geteuid()})
+		path, err := tracker.Acquire(context.Background(), o.Template, Fork{ID: id, UID: os.Geteuid()})
 		if err != nil {
 			return err
 		}

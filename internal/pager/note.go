@@ -42,7 +42,7 @@ func (p *pager) note() {
 	if p.gone || p.root == "" {
 		return
 	}
-	n := note{Root: p.root, Template: p.template.ID, Started: p.began}
+	n := note{Root: p.root, Template: p.template, Started: p.began}
 	if p.child != nil {
 		n.PID = p.child.pid
 	}
@@ -63,7 +63,7 @@ func (p *pager) note() {
 		}
 	}
 	if err != nil {
-		p.tracker.c.Log.Warn("a pager can't be noted: a restart would not find it", "template", p.template.ID, "error", err)
+		p.tracker.c.Log.Warn("a pager can't be noted: a restart would not find it", "template", p.template, "error", err)
 	}
 }
 

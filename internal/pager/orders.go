@@ -125,6 +125,8 @@ func (s *server) answer(m message) message {
 	switch m.Op {
 	case opRegister:
 		a.Path, err = s.register(m.Fork, m.UID)
+	case opPrefetch:
+		err = s.prefetch(m.Fork, m.Ranges)
 	case opRelease:
 		s.mu.Lock()
 		f := s.forks[m.Fork]
@@ -146,6 +148,18 @@ func (s *server) answer(m message) message {
 	return a
 }
 
+// prefetch lengthens the list of a fork that has not connected.
+func (s *server) prefetch(id string, ranges []Range) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.forks[id]
+	if f == nil || f.conn != nil || len(f.prefetch)+len(ranges) > maxRanges {
+		return fmt.Errorf("fork %s takes no more to prefetch", id)
+	}
+	f.prefetch = append(f.prefetch, ranges...)
+	return nil
+}
+
 // touched returns some of what a fork's machine has touched.
 func (s *server) touched(id string, from int) (ranges []Range, more bool, err error) {
 	s.mu.Lock()
@@ -165,7 +179,8 @@ func (s *server) touched(id string, from int) (ranges []Range, more bool, err er
 func (s *server) stats() *Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Stats{Forks: len(s.forks), Faults: s.faults.Load(), FramesRead: s.source.reads.Load(), Prefetched: s.source.prefetched.Load()}
+	st := &Stats{Forks: len(s.forks), Faults: s.faults.Load(), FramesRead: s.source.reads.Load(), Prefetched: s.source.prefetched.Load(),
+		Prefetching: time.Duration(s.source.prefetching.Load()), PID: os.Getpid()}
 	for _, f := range s.forks {
 		if f.machine != nil {
 			st.Connected++

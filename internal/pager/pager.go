@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,7 +27,7 @@ const (
 // pager is a Tracker's side of one pager process.
 type pager struct {
 	tracker  *Tracker
-	template Template
+	template string            // its id
 	claims   map[string]*claim // guarded by the Tracker's lock
 
 	ready chan struct{} // closed when start is over
@@ -49,7 +50,7 @@ type pager struct {
 	gone   bool // there is nothing to note any more
 }
 
-func newPager(t *Tracker, template Template) *pager {
+func newPager(t *Tracker, template string) *pager {
 	return &pager{
 		tracker: t, template: template, claims: map[string]*claim{},
 		ready: make(chan struct{}), ended: make(chan struct{}), answers: map[uint64]chan message{},
@@ -201,7 +202,7 @@ func (p *pager) listen(wait func() error) {
 	if p.exit = wait(); p.exit != nil {
 		err = p.exit
 	}
-	p.cause = fmt.Errorf("the process that served the memory of template %s has ended: %w", p.template.ID, err)
+	p.cause = fmt.Errorf("the process that served the memory of template %s has ended: %w", p.template, err)
 	if !closing {
 		p.tracker.bury(p)
 	}
@@ -270,6 +271,11 @@ func (p *pager) ask(ctx context.Context, m message) (message, error) {
 
 func (p *pager) register(ctx context.Context, f Fork) (string, error) {
 	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID})
+	for list := range slices.Chunk(f.Prefetch, rangeBatch) {
+		if err == nil {
+			_, err = p.ask(ctx, message{Op: opPrefetch, Fork: f.ID, Ranges: list})
+		}
+	}
 	return a.Path, err
 }
 
@@ -309,10 +315,10 @@ func (p *pager) close() error {
 	case <-p.ended:
 		err = nil // the answer may have been lost on the way
 		if p.exit != nil {
-			err = fmt.Errorf("closing the pager of template %s: %w", p.template.ID, p.exit)
+			err = fmt.Errorf("closing the pager of template %s: %w", p.template, p.exit)
 		}
 	case <-ctx.Done():
-		err = errors.Join(err, fmt.Errorf("closing the pager of template %s: it has not ended in %v and was killed", p.template.ID, closePatience), p.child.kill())
+		err = errors.Join(err, fmt.Errorf("closing the pager of template %s: it has not ended in %v and was killed", p.template, closePatience), p.child.kill())
 		<-p.ended
 	}
 	p.child.close()

@@ -11,13 +11,15 @@ import (
 	"github.com/sporevm/spore/internal/pager/uffd"
 )
 
-// poller answers the faults of all machines of a process with a few threads. Each
-// waits in the kernel for any of them. Which one has read from a machine lets the
-// next read before it answers, so one machine can keep all of them busy, and a
-// machine that never stops does not keep the others waiting.
+// poller answers the faults of all machines of a process with a few threads. One
+// of them waits in the kernel; what comes one by one it answers itself, which is
+// what keeps a single fault short. What comes together it shares with the others.
 type poller struct {
 	epoll, exit int // descriptors
-	workers     sync.WaitGroup
+	helpers     int
+	help        chan *polled // has faults to answer
+	leader      sync.WaitGroup
+	others      sync.WaitGroup
 	faults      *atomic.Int64
 
 	mu       sync.RWMutex
@@ -25,11 +27,22 @@ type poller struct {
 	next     int32
 }
 
+const (
+	// batch is how many events are taken at once, from the epoll and from a machine.
+	batch = 16
+	// turn is how many faults of one machine are answered before others have a look in.
+	turn = 32
+)
+
 // polled is a machine under its number.
 type polled struct {
 	*machine
 	id    int32
 	ended func() // called once when its process has ended
+
+	queueMu sync.Mutex
+	queue   []window // faults that were read and nobody has begun to answer
+	busy    int      // threads that answer them
 }
 
 // What an event is about, beside the machine's number.
@@ -39,7 +52,7 @@ const (
 	aboutExit
 )
 
-func newPoller(workers int, faults *atomic.Int64) (*poller, error) {
+func newPoller(helpers int, faults *atomic.Int64) (*poller, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
@@ -52,9 +65,18 @@ func newPoller(workers int, faults *atomic.Int64) (*poller, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
 	}
-	p := &poller{epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults}
-	for range workers {
-		p.workers.Go(p.work)
+	p := &poller{
+		epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults,
+		helpers: helpers, help: make(chan *polled, helpers*batch),
+	}
+	p.leader.Go(p.lead)
+	for range helpers {
+		p.others.Go(func() {
+			var scratch [FaultAround / unit]piece
+			for m := range p.help {
+				p.serve(m, scratch[:])
+			}
+		})
 	}
 	return p, nil
 }
@@ -98,55 +120,133 @@ func (p *poller) find(id int32) *polled {
 	return p.machines[id]
 }
 
-func (p *poller) work() {
+// lead waits for events until close.
+func (p *poller) lead() {
 	var (
-		events   [1]unix.EpollEvent
-		messages [1]uffd.Message
-		faults   []window
-		scratch  [FaultAround / unit]piece
+		events  [batch]unix.EpollEvent
+		scratch [FaultAround / unit]piece
+		ready   []*polled
 	)
 	for {
 		n, err := unix.EpollWait(p.epoll, events[:], -1)
-		if n == 0 || errors.Is(err, unix.EINTR) {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err != nil || events[0].Pad == aboutExit {
+		if err != nil {
 			return
 		}
-		m := p.find(events[0].Fd)
-		if m == nil {
-			continue
+		ready = ready[:0]
+		for _, e := range events[:n] {
+			if e.Pad == aboutExit {
+				return
+			}
+			m := p.find(e.Fd)
+			switch {
+			case m == nil:
+			case e.Pad == aboutProcess:
+				go m.ended()
+			default:
+				ready = append(ready, m)
+			}
 		}
-		if events[0].Pad == aboutProcess {
-			go m.ended()
-			continue
+		for len(ready) > 1 && p.share(ready[len(ready)-1]) {
+			ready = ready[:len(ready)-1]
 		}
-		faults, err = m.read(faults[:0], messages[:])
-		if err != nil {
-			m.fail(err)
-			continue
+		for _, m := range ready {
+			p.serve(m, scratch[:])
 		}
-		m.mu.RLock()
-		if !m.closed {
-			err = p.arm(m, unix.EPOLL_CTL_MOD)
-		}
-		m.mu.RUnlock()
-		if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed just now
-			m.fail(fmt.Errorf("waiting for faults: %w", err))
-			continue
-		}
-		for _, w := range faults {
-			m.answer(w, scratch[:])
-		}
-		p.faults.Add(int64(len(faults)))
 	}
 }
 
-// close ends the workers.
+// share has another thread serve a machine, and tells whether one has the time.
+func (p *poller) share(m *polled) bool {
+	select {
+	case p.help <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve answers a machine's faults until there are none, or others are to have their
+// turn. Several threads may serve a machine. Events are read only by the last one
+// that is busy: those who put pages meanwhile would have to stop for that.
+func (p *poller) serve(m *polled, scratch []piece) {
+	answered := 0
+	defer func() { p.faults.Add(int64(answered)) }()
+	m.queueMu.Lock()
+	m.busy++
+	for {
+		if n := len(m.queue); n > 0 {
+			w := m.queue[n-1]
+			m.queue = m.queue[:n-1]
+			m.queueMu.Unlock()
+			m.answer(w, scratch)
+			answered++
+			m.queueMu.Lock()
+			continue
+		}
+		if m.busy > 1 {
+			m.busy--
+			m.queueMu.Unlock()
+			return
+		}
+		var n int
+		var err error
+		if answered < turn {
+			n, err = m.read()
+		}
+		if n > 1 {
+			for range min(n-1, p.helpers) {
+				p.share(m)
+			}
+		}
+		if n == 0 {
+			m.busy--
+			m.queueMu.Unlock()
+			if err == nil {
+				err = p.rearm(m)
+			}
+			if err != nil {
+				go m.fail(err) // which may take time
+			}
+			return
+		}
+	}
+}
+
+// read takes what has happened from a machine, puts its faults into the queue and
+// returns how many there are. The queue is locked.
+func (m *polled) read() (int, error) {
+	var messages [batch]uffd.Message
+	var err error
+	m.queue, err = m.machine.read(m.queue[:0], messages[:])
+	if err != nil {
+		return 0, err
+	}
+	return len(m.queue), nil
+}
+
+// rearm has the leader look at a machine again.
+func (p *poller) rearm(m *polled) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil
+	}
+	if err := p.arm(m, unix.EPOLL_CTL_MOD); err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed just now
+		return fmt.Errorf("waiting for faults: %w", err)
+	}
+	return nil
+}
+
+// close ends the threads.
 func (p *poller) close() {
 	one := [8]byte{1}
 	unix.Write(p.exit, one[:])
-	p.workers.Wait()
+	p.leader.Wait()
+	close(p.help)
+	p.others.Wait()
 	unix.Close(p.exit)
 	unix.Close(p.epoll)
 }

@@ -3,6 +3,7 @@ package pager
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // prefetchers is how many windows of a prefetch list are under way at once. Most
@@ -15,6 +16,7 @@ const prefetchers = 16
 func (m *machine) prefetch(ranges []Range) {
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
+	begin := time.Now()
 	list := &prefetchList{layout: m.layout, ranges: ranges}
 	var group sync.WaitGroup
 	for range prefetchers {
@@ -38,6 +40,7 @@ func (m *machine) prefetch(ranges []Range) {
 		})
 	}
 	group.Wait()
+	m.source.prefetching.Add(int64(time.Since(begin)))
 }
 
 // prefetchList gives out the windows of ranges.

@@ -16,19 +16,12 @@ import (
 	"time"
 )
 
-// Template is an image whose forks share a pager.
-type Template struct {
-	ID       string  `json:"id"`                 // what Serve's open function is asked for; not empty
-	Prefetch []Range `json:"prefetch,omitempty"` // of the image, put into each fork's memory in this order as soon as it connects
-}
-
-// maxOrder bounds what a pager reads of its standard input, in bytes: prefetch lists are long.
-const maxOrder = 64 << 20
+// maxOrder bounds what a pager reads of its standard input, in bytes.
+const maxOrder = 64 << 10
 
 // server is the pager process.
 type server struct {
 	root     string
-	template Template
 	source   *source
 	log      *slog.Logger
 	poll     *poller
@@ -50,7 +43,7 @@ const orphanGrace = time.Minute
 
 // Serve is the body of a pager process, which a [Tracker] starts. It reads what to
 // serve from in, answers on out, and serves until ctx ends, it is told to end by
-// the connection that it has as descriptor 3, or nobody needs it any more. open opens the image of a template's ID, which is not closed. Machines
+// the connection that it has as descriptor 3, or nobody needs it any more. open opens the image of a template, which is not closed. Machines
 // that are still connected at the end are killed.
 func Serve(ctx context.Context, in io.Reader, out io.Writer, open func(ctx context.Context, id string) (Image, error), log *slog.Logger) error {
 	s, err := newServer(ctx, in, open, log)
@@ -76,7 +69,7 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 	if err := json.NewDecoder(io.LimitReader(in, maxOrder)).Decode(&o); err != nil {
 		return nil, fmt.Errorf("reading what to serve: %w", err)
 	}
-	s := &server{root: o.Root, template: o.Template, log: log, done: make(chan struct{}), forks: map[string]*fork{}}
+	s := &server{root: o.Root, log: log, done: make(chan struct{}), forks: map[string]*fork{}}
 	s.control, err = listen(filepath.Join(o.Root, controlSocket), "unixpacket", os.Geteuid())
 	if err != nil {
 		return nil, err
@@ -90,7 +83,7 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 	if err != nil {
 		return nil, err
 	}
-	image, err := open(ctx, o.Template.ID)
+	image, err := open(ctx, o.Template)
 	if err != nil {
 		return nil, err
 	}
@@ -99,9 +92,9 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 	}
 	// Those who answer faults sleep in the kernel and must not have to wait for a
 	// turn when they wake: the kernel shares out the CPUs better.
-	workers := max(2, runtime.NumCPU())
-	runtime.GOMAXPROCS(workers + runtime.NumCPU())
-	if s.poll, err = newPoller(workers, &s.faults); err != nil {
+	helpers := max(1, runtime.NumCPU()-1)
+	runtime.GOMAXPROCS(1 + helpers + runtime.NumCPU())
+	if s.poll, err = newPoller(helpers, &s.faults); err != nil {
 		return nil, err
 	}
 	s.orphaned = time.AfterFunc(orphanGrace, s.end)

@@ -111,7 +111,7 @@ func TestRemoved(t *testing.T) {
 // Pages are given back while others, and prefetching, put pages in.
 func TestRemovedMeanwhile(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
-	path, err := l.Acquire(t.Context(), Template{ID: i.dir, Prefetch: []Range{{0, testSize}}}, Fork{ID: "a", UID: os.Geteuid()})
+	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), Prefetch: []Range{{0, testSize}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestRemovedMeanwhile(t *testing.T) {
 func TestPrefetch(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
 	list := []Range{{testSize / 2, testSize / 2}, {-5, 3}, {testSize, 1 << 40}, {4096, 0}, {1, testSize/2 - 1}}
-	path, err := l.Acquire(t.Context(), Template{ID: i.dir, Prefetch: list}, Fork{ID: "a", UID: os.Geteuid()})
+	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), Prefetch: list})
 	if err != nil {
 		t.Fatal(err)
 	}

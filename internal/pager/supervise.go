@@ -45,8 +45,8 @@ func (t *Tracker) failed(p *pager, forkID string, err error) {
 // memory forever.
 func (t *Tracker) bury(p *pager) {
 	t.mu.Lock()
-	if t.pagers[p.template.ID] == p {
-		delete(t.pagers, p.template.ID) // a later fork starts a new one
+	if t.pagers[p.template] == p {
+		delete(t.pagers, p.template) // a later fork starts a new one
 	}
 	forks := make([]string, 0, len(p.claims))
 	for id := range p.claims {
@@ -66,7 +66,7 @@ func (t *Tracker) bury(p *pager) {
 func (t *Tracker) forget(p *pager) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.pagers[p.template.ID] == p {
-		delete(t.pagers, p.template.ID)
+	if t.pagers[p.template] == p {
+		delete(t.pagers, p.template)
 	}
 }

@@ -45,6 +45,9 @@ const (
 type Fork struct {
 	ID  string // not empty; unique among all forks of a Tracker
 	UID int    // the user that its VMM runs as: only that may connect
+	// Prefetch is what is put into its memory as soon as it connects, in this order
+	// and without being asked for: parts of the image, at most 1,048,576.
+	Prefetch []Range
 }
 
 // Tracker runs the pagers of a host's templates and counts their forks. Its
@@ -98,18 +101,18 @@ func NewTracker(c Config) (*Tracker, error) {
 // Acquire returns the path of the unix socket on which a fork's memory is served,
 // shorter than 108 bytes, and starts the template's pager if it has none. Acquired
 // again with the same template, the fork has the same socket; it serves one
-// machine, once. The prefetch list is that of the template's first fork.
+// machine, once. The pager asks for the template's image by its id.
 //
 // A pager that can't start, or can't take on its first fork, is gone again when
 // Acquire returns the error.
-func (t *Tracker) Acquire(ctx context.Context, template Template, f Fork) (string, error) {
-	if template.ID == "" || f.ID == "" {
+func (t *Tracker) Acquire(ctx context.Context, templateID string, f Fork) (string, error) {
+	if templateID == "" || f.ID == "" {
 		return "", errors.New("serving memory: the ids of template and fork must not be empty")
 	}
 	if f.UID < 0 {
 		return "", fmt.Errorf("serving memory to fork %s: there is no user %d", f.ID, f.UID)
 	}
-	c, first, err := t.claim(template, f)
+	c, first, err := t.claim(templateID, f)
 	if err != nil {
 		return "", err
 	}
@@ -120,7 +123,7 @@ func (t *Tracker) Acquire(ctx context.Context, template Template, f Fork) (strin
 		close(c.ready)
 		t.mu.Unlock()
 		if err != nil {
-			err = fmt.Errorf("serving the memory of template %s to fork %s: %w", template.ID, f.ID, err)
+			err = fmt.Errorf("serving the memory of template %s to fork %s: %w", templateID, f.ID, err)
 			return "", errors.Join(err, t.letGo(c))
 		}
 		c.pager.note()
@@ -136,22 +139,22 @@ func (t *Tracker) Acquire(ctx context.Context, template Template, f Fork) (strin
 
 // claim counts a fork, so that from here on no release of others ends its pager.
 // The second result tells whether it was not counted before.
-func (t *Tracker) claim(template Template, f Fork) (*claim, bool, error) {
+func (t *Tracker) claim(templateID string, f Fork) (*claim, bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if c := t.forks[f.ID]; c != nil {
-		if c.pager.template.ID != template.ID {
-			return nil, false, fmt.Errorf("fork %s is one of template %s, not of %s", f.ID, c.pager.template.ID, template.ID)
+		if c.pager.template != templateID {
+			return nil, false, fmt.Errorf("fork %s is one of template %s, not of %s", f.ID, c.pager.template, templateID)
 		}
 		return c, false, nil
 	}
 	if t.closing {
 		return nil, false, errors.New("serving memory: all pagers are being closed")
 	}
-	p := t.pagers[template.ID]
+	p := t.pagers[templateID]
 	if p == nil {
-		p = newPager(t, template)
-		t.pagers[template.ID] = p
+		p = newPager(t, templateID)
+		t.pagers[templateID] = p
 		go p.start()
 	}
 	c := &claim{fork: f, pager: p, ready: make(chan struct{})}
@@ -186,8 +189,8 @@ func (t *Tracker) letGo(c *claim) error {
 	delete(t.forks, c.fork.ID)
 	delete(c.pager.claims, c.fork.ID)
 	last := len(c.pager.claims) == 0
-	if last && t.pagers[c.pager.template.ID] == c.pager {
-		delete(t.pagers, c.pager.template.ID)
+	if last && t.pagers[c.pager.template] == c.pager {
+		delete(t.pagers, c.pager.template)
 	}
 	process := c.process
 	c.process = nil
@@ -230,7 +233,7 @@ func (t *Tracker) Forks(templateID string) int {
 	defer t.mu.Unlock()
 	n := 0
 	for _, c := range t.forks {
-		if c.pager.template.ID == templateID {
+		if c.pager.template == templateID {
 			n++
 		}
 	}

@@ -28,11 +28,11 @@ func TestIDs(t *testing.T) {
 	for _, f := range []struct {
 		template, fork string
 	}{{"", "a"}, {i.dir, ""}, {"", ""}} {
-		if _, err := l.Acquire(t.Context(), Template{ID: f.template}, Fork{ID: f.fork}); err == nil {
+		if _, err := l.Acquire(t.Context(), f.template, Fork{ID: f.fork}); err == nil {
 			t.Errorf("no error for template %q and fork %q", f.template, f.fork)
 		}
 	}
-	if _, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: "a", UID: -1}); err == nil {
+	if _, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: -1}); err == nil {
 		t.Error("no error for user -1")
 	}
 	l.release("unknown")
@@ -41,7 +41,7 @@ func TestIDs(t *testing.T) {
 	if again := l.acquire(i, "a"); again != first || l.Forks(i.dir) != 1 {
 		t.Errorf("acquired again: %s and not %s; %d forks", again, first, l.Forks(i.dir))
 	}
-	if _, err := l.Acquire(t.Context(), Template{ID: other.dir}, Fork{ID: "a"}); err == nil {
+	if _, err := l.Acquire(t.Context(), other.dir, Fork{ID: "a"}); err == nil {
 		t.Error("one fork of two templates")
 	}
 	if l.acquire(other, "b") == first || l.Forks(other.dir) != 1 {
@@ -95,7 +95,7 @@ func TestPagerCannotStart(t *testing.T) {
 	var group sync.WaitGroup
 	for n := range 8 {
 		group.Go(func() {
-			if _, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: fmt.Sprint(n)}); err == nil || !strings.Contains(err.Error(), "the tape is torn") {
+			if _, err := l.Acquire(t.Context(), i.dir, Fork{ID: fmt.Sprint(n)}); err == nil || !strings.Contains(err.Error(), "the tape is torn") {
 				t.Errorf("%v", err)
 			}
 		})
@@ -110,7 +110,7 @@ func TestPagerCannotStart(t *testing.T) {
 
 	for name, command := range map[string][]string{"no program": {"/nonexistent"}, "one that ends": {"true"}, "one that talks": {"echo", "hello"}} {
 		l := newLab(t, func(c *Config) { c.Command = command })
-		if _, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: "a"}); err == nil || !strings.Contains(err.Error(), "starting a pager") {
+		if _, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a"}); err == nil || !strings.Contains(err.Error(), "starting a pager") {
 			t.Errorf("%s: %v", name, err)
 		}
 		l.nothingLeft()
@@ -127,7 +127,7 @@ func TestCloseAll(t *testing.T) {
 	l.dies(a)
 	l.dies(b)
 	l.nothingLeft()
-	if _, err := l.Acquire(t.Context(), Template{ID: i.dir}, Fork{ID: "d"}); err == nil {
+	if _, err := l.Acquire(t.Context(), i.dir, Fork{ID: "d"}); err == nil {
 		t.Error("a fork after the end")
 	}
 }
@@ -171,7 +171,7 @@ func TestComingAndGoing(t *testing.T) {
 			for round := range 10 {
 				image := []*testImage{i, j}[(n+round)%2]
 				id := fmt.Sprint(n)
-				path, err := l.Acquire(t.Context(), Template{ID: image.dir}, Fork{ID: id, UID: os.Geteuid()})
+				path, err := l.Acquire(t.Context(), image.dir, Fork{ID: id, UID: os.Geteuid()})
 				if err != nil {
 					t.Errorf("fork %s: %v", id, err)
 					return

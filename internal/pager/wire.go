@@ -15,10 +15,10 @@ import (
 
 // order is what a pager is told on its standard input, as JSON.
 type order struct {
-	Root       string   `json:"root"` // its directory, for sockets alone
-	Template   Template `json:"template"`
-	CacheBytes int64    `json:"cache_bytes"`
-	PageMillis int64    `json:"page_millis"` // how long a page may take from the image
+	Root       string `json:"root"` // its directory, for sockets alone
+	Template   string `json:"template"`
+	CacheBytes int64  `json:"cache_bytes"`
+	PageMillis int64  `json:"page_millis"` // how long a page may take from the image
 }
 
 // started is what it answers on its standard output, in one line.
@@ -31,6 +31,7 @@ type started struct {
 const (
 	opHello    = "hello"    // the answer comes after a fork event for each fork
 	opRegister = "register" // fork, uid → path
+	opPrefetch = "prefetch" // fork, ranges: more of what its machine gets when it connects
 	opRelease  = "release"  // fork
 	opTouched  = "touched"  // fork, from → ranges, more
 	opStats    = "stats"    // → stats
@@ -61,7 +62,7 @@ type message struct {
 const (
 	maxPacket    = 64 << 10
 	sendPatience = 5 * time.Second
-	rangeBatch   = 512 // ranges in one packet, far below its limit
+	rangeBatch   = 1024 // ranges in one packet, far below its limit
 )
 
 // Stats says what a pager has done so far.
@@ -71,6 +72,9 @@ type Stats struct {
 	Faults     int64 `json:"faults"`      // answered
 	FramesRead int64 `json:"frames_read"` // from the image; the others were in the cache
 	Prefetched int64 `json:"prefetched"`  // windows of prefetch lists that were put
+	// Prefetching is how long that took: the sum of all lists that are through.
+	Prefetching time.Duration `json:"prefetching_ns"`
+	PID         int           `json:"pid"` // the process
 }
 
 // wire is a control connection: packets, each a message, over a unix socket of
