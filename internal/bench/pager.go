@@ -72,11 +72,12 @@ func Pager(ctx context.Context, e Env) (_ *Report, err error) {
 
 type pagerSuite struct {
 	Env
-	scratch  string
-	report   *Report
-	tracker  *pager.Tracker
-	template string // its pager lives as long as the suite
-	forks    int
+	scratch   string
+	report    *Report
+	tracker   *pager.Tracker
+	template  string // its pager lives as long as the suite
+	forks     int
+	noBalloon bool // of forks to come
 
 	bare     *exec.Cmd
 	orders   *json.Encoder
@@ -209,7 +210,7 @@ func (s *pagerSuite) client() (*pagertest.Client, error) {
 func (s *pagerSuite) fork(ctx context.Context, prefetch ...pager.Range) (c *pagertest.Client, end func() error, err error) {
 	s.forks++
 	id := strconv.Itoa(s.forks)
-	path, err := s.tracker.Acquire(ctx, s.template, pager.Fork{ID: id, UID: os.Geteuid(), Prefetch: prefetch})
+	path, err := s.tracker.Acquire(ctx, s.template, pager.Fork{ID: id, UID: os.Geteuid(), Prefetch: prefetch, NoBalloon: s.noBalloon})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -155,40 +155,53 @@ func (s *pagerSuite) prefetch(ctx context.Context) error {
 	return nil
 }
 
-// scaling measures the faults of eight threads, with machine and pager on one CPU and on two.
+// scaling measures the faults of eight threads, with machine and pager on one CPU and on two. While a machine may give memory back its faults are answered
+// one after another.
 func (s *pagerSuite) scaling(ctx context.Context) error {
 	stats, err := s.tracker.Stats(ctx, s.template)
 	if err != nil {
 		return err
 	}
-	var took [3]Samples
+	defer func() { s.noBalloon = false }()
+	var took [2][3]Samples
 	for i := range s.Iterations {
-		for cpus := 1; cpus <= 2; cpus++ {
-			if err := pin(stats.PID, cpus); err != nil {
-				return err
+		for which, noBalloon := range []bool{true, false} {
+			s.noBalloon = noBalloon
+			for cpus := 1; cpus <= 2; cpus++ {
+				rate, err := s.faultRate(ctx, stats.PID, cpus, int64(i+1))
+				if err != nil {
+					return err
+				}
+				took[which][cpus] = append(took[which][cpus], rate)
 			}
-			c, end, err := s.fork(ctx)
-			if err != nil {
-				return err
-			}
-			err = pin(c.PID(), cpus)
-			var touched pagertest.Touched
-			if err == nil {
-				touched, err = c.Touch(windows(int64(i+1), pagedVCPUs, false))
-			}
-			if err := errors.Join(err, end()); err != nil {
-				return err
-			}
-			took[cpus] = append(took[cpus], float64(pagedBytes/pager.FaultAround)/touched.Took.Seconds()/1000)
 		}
 	}
-	if err := pin(stats.PID, 0); err != nil {
-		return err
+	for which, name := range []string{"", "_balloon"} {
+		one, two := took[which][1], took[which][2]
+		s.report.Add("faults"+name+"_1_core", "1000/s", one)
+		s.report.Add("faults"+name+"_2_cores", "1000/s", two)
+		s.report.Ratio("fault"+name+"_scaling_2_cores", two.Median(), one.Median())
 	}
-	s.report.Add("faults_1_core", "1000/s", took[1])
-	s.report.Add("faults_2_cores", "1000/s", took[2])
-	s.report.Ratio("fault_scaling_2_cores", took[2].Median(), took[1].Median())
-	return nil
+	return pin(stats.PID, 0)
+}
+
+// faultRate is how many thousand faults a second of a new machine are answered.
+func (s *pagerSuite) faultRate(ctx context.Context, pid, cpus int, seed int64) (float64, error) {
+	if err := pin(pid, cpus); err != nil {
+		return 0, err
+	}
+	c, end, err := s.fork(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var touched pagertest.Touched
+	if err = pin(c.PID(), cpus); err == nil {
+		touched, err = c.Touch(windows(seed, pagedVCPUs, false))
+	}
+	if err := errors.Join(err, end()); err != nil {
+		return 0, err
+	}
+	return float64(pagedBytes/pager.FaultAround) / touched.Took.Seconds() / 1000, nil
 }
 
 // resident measures the pager's own memory with one fork and with twenty-five, which have all touched the same.

@@ -32,7 +32,8 @@ const (
 // guarded by the server's lock.
 type fork struct {
 	id       string
-	uid      int // who may connect
+	uid      int  // who may connect
+	keeps    bool // its machine gives no memory back
 	path     string
 	listener *net.UnixListener
 
@@ -44,7 +45,7 @@ type fork struct {
 }
 
 // register makes the socket of a fork. One that is registered keeps what it has.
-func (s *server) register(id string, uid int) (string, error) {
+func (s *server) register(id string, uid int, noBalloon bool) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.forks[id]; f != nil {
@@ -67,7 +68,7 @@ func (s *server) register(id string, uid int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("making a socket for fork %s: %w", id, err)
 	}
-	f := &fork{id: id, uid: uid, path: path, listener: l}
+	f := &fork{id: id, uid: uid, keeps: noBalloon, path: path, listener: l}
 	s.forks[id] = f
 	go s.accept(f)
 	return path, nil
@@ -184,7 +185,7 @@ func (s *server) handshake(conn *net.UnixConn) ([]region, uffd.FD, error) {
 func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []region, fd uffd.FD) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &machine{
-		fork: f.id, source: s.source, layout: regions, process: peer, ctx: ctx, cancel: cancel, fd: fd, pending: map[int64]*bool{},
+		fork: f.id, source: s.source, keeps: f.keeps, layout: regions, process: peer, ctx: ctx, cancel: cancel, fd: fd, pending: map[int64]*bool{},
 	}
 	m.fail = func(err error) {
 		s.failFork(f, fmt.Errorf("serving the memory of process %d: %w", peer.pid, err), peer)

@@ -23,14 +23,18 @@ type machine struct {
 	ctx     context.Context // ends when nothing is to be filled any more
 	cancel  context.CancelCauseFunc
 	fail    func(error) // told once what can't be served
+	keeps   bool        // it never gives memory back
 
 	// mu is held for reading while pages are put into the machine, from the look at
 	// removed on, and for writing while events are read. A removal takes effect once
-	// its event has been read, so no page that was chosen before comes after it.
+	// its event has been read, so no page that was chosen before comes after it. Where
+	// none is removed events may be read at any time.
 	mu      sync.RWMutex
 	fd      uffd.FD
 	closed  bool
 	removed block.Set // blocks of unit bytes that read as zeros from now on
+
+	seenMu  sync.Mutex
 	seen    block.Set // windows that had a fault, by FaultAround
 	touched []Range   // the same, in the order of their first faults
 
@@ -46,37 +50,40 @@ const unit = 4 << 10
 // of single faults.
 const maxRanges = 1 << 20
 
-// read takes an event or a few from the machine and acts on all but faults, whose
-// places in the image it appends to faults.
-func (m *machine) read(faults []window, messages []uffd.Message) ([]window, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// read takes one event from the machine, if there is one, and acts on it unless it
+// is a fault: then it returns the window to fill.
+func (m *machine) read() (w window, fault bool, err error) {
+	if m.keeps {
+		m.mu.RLock()
+		defer m.mu.RUnlock()
+	} else {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+	}
 	if m.closed {
-		return faults, nil
+		return w, false, nil
 	}
-	n, err := m.fd.Read(messages)
-	if err != nil {
-		return faults, err
+	var events [1]uffd.Message
+	n, err := m.fd.Read(events[:])
+	if err != nil || n == 0 {
+		return w, false, err
 	}
-	for i := range messages[:n] {
-		e := &messages[i]
-		switch e.Kind {
-		case uffd.Fault:
-			w, err := m.fault(e)
-			if err != nil {
-				return faults, err
-			}
-			faults = append(faults, w)
-		case uffd.Remove, uffd.Unmap:
-			m.remove(e.Range())
-		case uffd.Fork:
-			e.Child().Close()
-			return faults, errors.New("its process has forked, and the child's memory is nobody's")
-		default:
-			return faults, fmt.Errorf("unexpected event %#x of its memory", e.Kind)
+	switch e := &events[0]; e.Kind {
+	case uffd.Fault:
+		w, err = m.fault(e)
+		return w, true, err
+	case uffd.Remove, uffd.Unmap:
+		if m.keeps {
+			return w, false, errors.New("it has given memory back, although it was said to have no balloon")
 		}
+		m.remove(e.Range())
+		return w, false, nil
+	case uffd.Fork:
+		e.Child().Close()
+		return w, false, errors.New("its process has forked, and the child's memory is nobody's")
+	default:
+		return w, false, fmt.Errorf("unexpected event %#x of its memory", e.Kind)
 	}
-	return faults, nil
 }
 
 // fault finds the place of a fault and remembers it.
@@ -90,6 +97,8 @@ func (m *machine) fault(e *uffd.Message) (window, error) {
 	}
 	offset := int64(e.Address() - r.base + r.offset)
 	w := r.around(offset)
+	m.seenMu.Lock()
+	defer m.seenMu.Unlock()
 	if first := w.Offset / FaultAround; !m.seen.Contains(first) && len(m.touched) < maxRanges {
 		m.seen.Add(first, max(1, w.Length/FaultAround))
 		m.touched = append(m.touched, w.Range)

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch role := os.Getenv(roleEnv); role {
 	case "":
-		os.Setenv("GORACE", "halt_on_error=1") // of the other processes, whose end the tests notice
+		os.Setenv("GORACE", "halt_on_error=1 atexit_sleep_ms=0") // of the other processes, whose end the tests notice
 		os.Exit(m.Run())
 	case "pager":
 		ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)

@@ -124,7 +124,7 @@ func (s *server) answer(m message) message {
 	var err error
 	switch m.Op {
 	case opRegister:
-		a.Path, err = s.register(m.Fork, m.UID)
+		a.Path, err = s.register(m.Fork, m.UID, m.NoBalloon)
 	case opPrefetch:
 		err = s.prefetch(m.Fork, m.Ranges)
 	case opRelease:
@@ -168,8 +168,8 @@ func (s *server) touched(id string, from int) (ranges []Range, more bool, err er
 	if f == nil || f.machine == nil {
 		return nil, false, fmt.Errorf("fork %s has no machine", id)
 	}
-	f.machine.mu.RLock()
-	defer f.machine.mu.RUnlock()
+	f.machine.seenMu.Lock()
+	defer f.machine.seenMu.Unlock()
 	all := f.machine.touched
 	from = min(max(from, 0), len(all))
 	to := min(from+rangeBatch, len(all))

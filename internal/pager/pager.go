@@ -270,7 +270,7 @@ func (p *pager) ask(ctx context.Context, m message) (message, error) {
 }
 
 func (p *pager) register(ctx context.Context, f Fork) (string, error) {
-	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID})
+	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID, NoBalloon: f.NoBalloon})
 	for list := range slices.Chunk(f.Prefetch, rangeBatch) {
 		if err == nil {
 			_, err = p.ask(ctx, message{Op: opPrefetch, Fork: f.ID, Ranges: list})

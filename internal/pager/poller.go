@@ -7,19 +7,15 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/sporevm/spore/internal/pager/uffd"
 )
 
-// poller answers the faults of all machines of a process with a few threads. One
-// of them waits in the kernel; what comes one by one it answers itself, which is
-// what keeps a single fault short. What comes together it shares with the others.
+// poller answers the faults of all machines of a process with a few threads, all of
+// which wait in the kernel for any of them. A machine that faults again before the
+// last fault is answered has more than one thread answer; one that does not is
+// looked at by a single thread, which keeps it short.
 type poller struct {
 	epoll, exit int // descriptors
-	helpers     int
-	help        chan *polled // has faults to answer
-	leader      sync.WaitGroup
-	others      sync.WaitGroup
+	threads     sync.WaitGroup
 	faults      *atomic.Int64
 
 	mu       sync.RWMutex
@@ -28,10 +24,11 @@ type poller struct {
 }
 
 const (
-	// batch is how many events are taken at once, from the epoll and from a machine.
-	batch = 16
-	// turn is how many faults of one machine are answered before others have a look in.
+	// turn is how many faults of one machine a thread answers before it looks at others.
 	turn = 32
+	// crowd is for how many faults a machine is taken to have several threads that
+	// touch memory after it was seen to have.
+	crowd = 64
 )
 
 // polled is a machine under its number.
@@ -40,9 +37,7 @@ type polled struct {
 	id    int32
 	ended func() // called once when its process has ended
 
-	queueMu sync.Mutex
-	queue   []window // faults that were read and nobody has begun to answer
-	busy    int      // threads that answer them
+	crowded atomic.Int32 // faults for which it is taken to have several threads
 }
 
 // What an event is about, beside the machine's number.
@@ -52,7 +47,7 @@ const (
 	aboutExit
 )
 
-func newPoller(helpers int, faults *atomic.Int64) (*poller, error) {
+func newPoller(threads int, faults *atomic.Int64) (*poller, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
@@ -65,18 +60,9 @@ func newPoller(helpers int, faults *atomic.Int64) (*poller, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
 	}
-	p := &poller{
-		epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults,
-		helpers: helpers, help: make(chan *polled, helpers*batch),
-	}
-	p.leader.Go(p.lead)
-	for range helpers {
-		p.others.Go(func() {
-			var scratch [FaultAround / unit]piece
-			for m := range p.help {
-				p.serve(m, scratch[:])
-			}
-		})
+	p := &poller{epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults}
+	for range threads {
+		p.threads.Go(p.work)
 	}
 	return p, nil
 }
@@ -120,114 +106,66 @@ func (p *poller) find(id int32) *polled {
 	return p.machines[id]
 }
 
-// lead waits for events until close.
-func (p *poller) lead() {
+// work answers faults until close.
+func (p *poller) work() {
 	var (
-		events  [batch]unix.EpollEvent
+		events  [1]unix.EpollEvent
 		scratch [FaultAround / unit]piece
-		ready   []*polled
 	)
 	for {
 		n, err := unix.EpollWait(p.epoll, events[:], -1)
-		if errors.Is(err, unix.EINTR) {
+		if n == 0 || errors.Is(err, unix.EINTR) {
 			continue
 		}
+		if err != nil || events[0].Pad == aboutExit {
+			return
+		}
+		m := p.find(events[0].Fd)
+		if m == nil {
+			continue
+		}
+		if events[0].Pad == aboutProcess {
+			go m.ended()
+			continue
+		}
+		if err := p.serve(m, scratch[:]); err != nil {
+			go m.fail(err) // which may take time
+		}
+	}
+}
+
+// serve answers faults of a machine, which the epoll is silent about until it is
+// told to look at it again. In a crowd that happens before each answer, so that
+// another thread takes the next fault; not if reading that would have to wait for
+// the answer.
+func (p *poller) serve(m *polled, scratch []piece) error {
+	for answered := 0; answered < turn; answered++ {
+		w, fault, err := m.read()
 		if err != nil {
-			return
+			return err
 		}
-		ready = ready[:0]
-		for _, e := range events[:n] {
-			if e.Pad == aboutExit {
-				return
-			}
-			m := p.find(e.Fd)
-			switch {
-			case m == nil:
-			case e.Pad == aboutProcess:
-				go m.ended()
-			default:
-				ready = append(ready, m)
+		if !fault {
+			return p.rearm(m)
+		}
+		if answered > 0 {
+			m.crowded.Store(crowd) // it came while the last one was being answered
+		}
+		early := m.keeps && m.crowded.Add(-1) >= 0
+		if early {
+			if err := p.rearm(m); err != nil {
+				return err
 			}
 		}
-		for len(ready) > 1 && p.share(ready[len(ready)-1]) {
-			ready = ready[:len(ready)-1]
-		}
-		for _, m := range ready {
-			p.serve(m, scratch[:])
+		m.answer(w, scratch)
+		p.faults.Add(1)
+		if early {
+			return nil
 		}
 	}
+	return p.rearm(m)
 }
 
-// share has another thread serve a machine, and tells whether one has the time.
-func (p *poller) share(m *polled) bool {
-	select {
-	case p.help <- m:
-		return true
-	default:
-		return false
-	}
-}
-
-// serve answers a machine's faults until there are none, or others are to have their
-// turn. Several threads may serve a machine. Events are read only by the last one
-// that is busy: those who put pages meanwhile would have to stop for that.
-func (p *poller) serve(m *polled, scratch []piece) {
-	answered := 0
-	defer func() { p.faults.Add(int64(answered)) }()
-	m.queueMu.Lock()
-	m.busy++
-	for {
-		if n := len(m.queue); n > 0 {
-			w := m.queue[n-1]
-			m.queue = m.queue[:n-1]
-			m.queueMu.Unlock()
-			m.answer(w, scratch)
-			answered++
-			m.queueMu.Lock()
-			continue
-		}
-		if m.busy > 1 {
-			m.busy--
-			m.queueMu.Unlock()
-			return
-		}
-		var n int
-		var err error
-		if answered < turn {
-			n, err = m.read()
-		}
-		if n > 1 {
-			for range min(n-1, p.helpers) {
-				p.share(m)
-			}
-		}
-		if n == 0 {
-			m.busy--
-			m.queueMu.Unlock()
-			if err == nil {
-				err = p.rearm(m)
-			}
-			if err != nil {
-				go m.fail(err) // which may take time
-			}
-			return
-		}
-	}
-}
-
-// read takes what has happened from a machine, puts its faults into the queue and
-// returns how many there are. The queue is locked.
-func (m *polled) read() (int, error) {
-	var messages [batch]uffd.Message
-	var err error
-	m.queue, err = m.machine.read(m.queue[:0], messages[:])
-	if err != nil {
-		return 0, err
-	}
-	return len(m.queue), nil
-}
-
-// rearm has the leader look at a machine again.
+// rearm has the epoll look at a machine again.
 func (p *poller) rearm(m *polled) error {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -244,9 +182,7 @@ func (p *poller) rearm(m *polled) error {
 func (p *poller) close() {
 	one := [8]byte{1}
 	unix.Write(p.exit, one[:])
-	p.leader.Wait()
-	close(p.help)
-	p.others.Wait()
+	p.threads.Wait()
 	unix.Close(p.exit)
 	unix.Close(p.epoll)
 }

@@ -92,9 +92,9 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 	}
 	// Those who answer faults sleep in the kernel and must not have to wait for a
 	// turn when they wake: the kernel shares out the CPUs better.
-	helpers := max(1, runtime.NumCPU()-1)
-	runtime.GOMAXPROCS(1 + helpers + runtime.NumCPU())
-	if s.poll, err = newPoller(helpers, &s.faults); err != nil {
+	threads := max(2, runtime.NumCPU())
+	runtime.GOMAXPROCS(threads + runtime.NumCPU())
+	if s.poll, err = newPoller(threads, &s.faults); err != nil {
 		return nil, err
 	}
 	s.orphaned = time.AfterFunc(orphanGrace, s.end)
