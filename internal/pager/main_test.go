@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sporevm/spore/internal/pager/pagertest"
 )
@@ -55,7 +56,7 @@ func daemon() error {
 		return err
 	}
 	os.Setenv(roleEnv, "pager")
-	tracker, err := NewTracker(Config{Command: []string{"/proc/self/exe"}, StateDir: o.StateDir, TempDir: o.TempDir})
+	tracker, err := NewTracker(Config{Command: []string{"/proc/self/exe"}, StateDir: o.StateDir, TempDir: o.TempDir, OrphanGrace: 50 * time.Millisecond})
 	if err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func (s *server) maybeOrphaned() {
 			return
 		}
 	}
-	s.orphaned.Reset(orphanGrace)
+	s.orphaned.Reset(s.grace)
 }
 
 // hello tells a Tracker all that there is.

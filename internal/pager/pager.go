@@ -134,7 +134,8 @@ func (p *pager) greet(in io.WriteCloser, out io.ReadCloser) error {
 	deadline := time.AfterFunc(startPatience, func() { _ = p.child.kill() })
 	defer deadline.Stop()
 	c := p.tracker.c
-	err := json.NewEncoder(in).Encode(order{Root: p.root, Template: p.template, CacheBytes: c.CacheBytes, PageMillis: c.PageTimeout.Milliseconds()})
+	err := json.NewEncoder(in).Encode(order{Root: p.root, Template: p.template, CacheBytes: c.CacheBytes, PageMillis: c.PageTimeout.Milliseconds(),
+		OrphanMillis: c.OrphanGrace.Milliseconds()})
 	in.Close()
 	if err != nil {
 		return fmt.Errorf("starting a pager: telling it what to serve: %w", err)

@@ -34,12 +34,10 @@ type server struct {
 	forks    map[string]*fork
 	sockets  int // that were ever made
 	tracker  *wire
-	orphaned *time.Timer // runs while there is no tracker and no machine
+	orphaned *time.Timer   // runs while there is no tracker and no machine
+	grace    time.Duration // of orphaned
 	closing  bool
 }
-
-// orphanGrace is how long a pager without machines waits for a Tracker.
-const orphanGrace = time.Minute
 
 // Serve is the body of a pager process, which a [Tracker] starts. It reads what to
 // serve from in, answers on out, and serves until ctx ends, it is told to end by
@@ -97,7 +95,8 @@ func newServer(ctx context.Context, in io.Reader, open func(ctx context.Context,
 	if s.poll, err = newPoller(threads, &s.faults); err != nil {
 		return nil, err
 	}
-	s.orphaned = time.AfterFunc(orphanGrace, s.end)
+	s.grace = time.Duration(o.OrphanMillis) * time.Millisecond
+	s.orphaned = time.AfterFunc(s.grace, s.end)
 	go s.obey(newWire(tracker))
 	go s.acceptTrackers()
 	return s, nil

@@ -108,6 +108,21 @@ func TestRemoved(t *testing.T) {
 	check(t, c, i.all(3, 4))
 }
 
+// Each page is given back while its neighbours are touched by other threads: what is
+// put around those must not bring it back.
+func TestRemovedAmongNeighbours(t *testing.T) {
+	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
+	for n, prefetch := range [][]Range{nil, {{0, testSize}}} {
+		path, err := l.Acquire(t.Context(), i.dir, Fork{ID: fmt.Sprint(n), UID: os.Geteuid(), Prefetch: prefetch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := i.all(0, 8)
+		all.Return = true
+		check(t, l.connect(i, path), all)
+	}
+}
+
 func TestNoBalloon(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
 	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), NoBalloon: true})

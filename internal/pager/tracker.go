@@ -27,6 +27,9 @@ type Config struct {
 	// PageTimeout is how long a page may take from the image, with all attempts,
 	// before its machine is killed; a minute when 0.
 	PageTimeout time.Duration
+	// OrphanGrace is how long a pager stays that has neither a Tracker nor a machine; a
+	// minute when 0.
+	OrphanGrace time.Duration
 	// Failed hears why a fork can't be served any more. Its machine, if it had
 	// connected, has been killed, and one that connects later finds nobody: it is to
 	// be ended. The fork is still to be released. Failed may be called from any
@@ -39,6 +42,7 @@ type Config struct {
 const (
 	defaultCacheBytes  = 256 << 20
 	defaultPageTimeout = time.Minute
+	defaultOrphanGrace = time.Minute
 )
 
 // Fork is a machine to be.
@@ -89,6 +93,9 @@ func NewTracker(c Config) (*Tracker, error) {
 	}
 	if c.PageTimeout == 0 {
 		c.PageTimeout = defaultPageTimeout
+	}
+	if c.OrphanGrace == 0 {
+		c.OrphanGrace = defaultOrphanGrace
 	}
 	if c.TempDir == "" {
 		c.TempDir = os.TempDir()

@@ -297,6 +297,26 @@ func TestAdoptEndsAll(t *testing.T) {
 	l.nothingLeft()
 }
 
+// A pager that nobody takes over stays as long as its machines, and not for ever.
+func TestOrphans(t *testing.T) {
+	l, i := newLab(t), newImage(t, mib, block.WriterOptions{})
+	old, paths := l.startDaemon(i, "a", "b")
+	a := l.connect(i, paths[0])
+	check(t, a, pagertest.Touch{To: mib / 2, Step: 4 << 10, Expect: i.expect()})
+	l.kill(old)
+	time.Sleep(200 * time.Millisecond) // four times its patience, were it alone
+	check(t, a, i.all(1, 2))
+	a.Close()
+	l.until("the pager has ended", func() bool {
+		left, err := os.ReadDir(l.temp)
+		return err == nil && len(left) == 0
+	})
+	if diff := cmp.Diff(Adoption{Ended: []string{"a", "b"}}, l.adopt("a", "b")); diff != "" {
+		t.Errorf("adopted (-want +got):\n%s", diff)
+	}
+	l.nothingLeft()
+}
+
 // Daemon and pager die, then or meanwhile, or the pager does not answer.
 func TestAdoptWithoutPager(t *testing.T) {
 	for _, how := range []unix.Signal{unix.SIGKILL, unix.SIGSTOP} {

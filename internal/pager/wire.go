@@ -15,10 +15,11 @@ import (
 
 // order is what a pager is told on its standard input, as JSON.
 type order struct {
-	Root       string `json:"root"` // its directory, for sockets alone
-	Template   string `json:"template"`
-	CacheBytes int64  `json:"cache_bytes"`
-	PageMillis int64  `json:"page_millis"` // how long a page may take from the image
+	Root         string `json:"root"` // its directory, for sockets alone
+	Template     string `json:"template"`
+	CacheBytes   int64  `json:"cache_bytes"`
+	PageMillis   int64  `json:"page_millis"`   // how long a page may take from the image
+	OrphanMillis int64  `json:"orphan_millis"` // how long it stays without Tracker and machines
 }
 
 // started is what it answers on its standard output, in one line.

@@ -40,6 +40,7 @@ type Touch struct {
 	Seed    int64   `json:"seed,omitempty"`    // shuffles them, unless 0
 	Threads int     `json:"threads,omitempty"` // at least one
 	Write   bool    `json:"write,omitempty"`   // write a byte in each page too, after it was read
+	Return  bool    `json:"return,omitempty"`  // give each page back after it was read, and read it once more: it has to be zeros
 	Expect  string  `json:"expect,omitempty"`  // a file with the image: each page read has to be like it, or zeros where removed
 	Times   bool    `json:"times,omitempty"`   // say how long each took
 }

@@ -99,6 +99,12 @@ func (p *part) run(m *memory, t Touch, expect []byte) {
 				p.wrong = append(p.wrong, offset)
 			}
 		}
+		if t.Return {
+			err := unix.Madvise(mem, unix.MADV_DONTNEED)
+			if (err != nil || !bytes.Equal(mem, zeros)) && len(p.wrong) < maxWrong {
+				p.wrong = append(p.wrong, offset)
+			}
+		}
 		if t.Write {
 			mem[offset%page]++
 		}
