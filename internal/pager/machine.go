@@ -201,14 +201,14 @@ var errEnded = errors.New("the machine has ended")
 // must have ended.
 func (m *machine) close() {
 	m.cancel(errEnded)
-	m.pendingMu.Lock() // nothing begins to fill after this
-	m.pendingMu.Unlock()
+	m.pendingMu.Lock() // who begins to fill looks at ctx under this lock, so nobody does from here on
 	m.mu.Lock()
 	if !m.closed {
 		m.closed = true
 		m.fd.Close()
 	}
 	m.mu.Unlock()
+	m.pendingMu.Unlock()
 	m.filling.Wait()
 }
 
