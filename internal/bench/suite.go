@@ -14,6 +14,9 @@ type Env struct {
 	Image      string           // what the machines are made of; it must have /bin/sh and the usual small tools
 	Iterations int              // how often each measurement is taken, at least
 	Progress   sandbox.Progress // hears which measurement is under way
+
+	Pager   func(store string) []string // the command that serves the memory of a store's snapshots
+	Process []string                    // the command whose body is Process
 }
 
 // Suite is a set of measurements that belong together.
@@ -29,5 +32,6 @@ func Suites() []Suite {
 		{Name: "engine", Short: "create, wake and pause machines, against bare QEMU in the same run", Run: Engine},
 		{Name: "data", Short: "read, copy, mount and compare snapshots at rest, against cat, cp and the kernel in the same run; wake them from afar", Run: Data},
 		{Name: "service", Short: "sandboxes of a daemon, through its API, against the engine and bare QEMU in the same run", Run: Service},
+		{Name: "pager", Short: "serve a machine's memory page by page, against a bare userfaultfd loop in the same run", Run: Pager},
 	}
 }

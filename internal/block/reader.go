@@ -136,6 +136,25 @@ func (r *Reader) readFrame(ctx context.Context, key frameKey, size, skip int, p 
 	return copy(p, data[skip:]), nil
 }
 
+// ReadFrame fills p, which is as long as the frame, with the verified bytes of one
+// frame of a layer, an index into the header's Layers. It is for those who keep
+// frames themselves, by their digests: this Reader keeps none of it. After an
+// error p holds nothing of the frame.
+func (r *Reader) ReadFrame(ctx context.Context, layer, frame int, p []byte) error {
+	switch {
+	case r.err != nil:
+		return r.err
+	case layer < 0 || layer >= len(r.h.Layers) || frame < 0 || frame >= len(r.h.Layers[layer].Frames):
+		return fmt.Errorf("reading %s: it has no frame %d of layer %d", r.layers.artifact, frame, layer)
+	case len(p) != r.h.Layers[layer].frameLength(frame, r.h.FrameSize):
+		return fmt.Errorf("reading %s: frame %d of layer %d has not %d bytes", r.layers.artifact, frame, layer, len(p))
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	var scratch []byte
+	return r.layers.read(ctx, frameKey{layer, frame}, p, &scratch)
+}
+
 // Close closes the layers that were opened. Later reads fail.
 func (r *Reader) Close() error {
 	if err := r.layers.close(); err != nil {

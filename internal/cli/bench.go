@@ -65,6 +65,8 @@ func (a *app) bench(ctx context.Context, suites []bench.Suite, name string, env 
 		if env.Host, err = a.host(ctx); err != nil {
 			return err
 		}
+		env.Pager = func(store string) []string { return []string{"/proc/self/exe", servePages, "--store", store} }
+		env.Process = []string{"/proc/self/exe", benchProcess}
 		progress := a.show()
 		env.Progress = progress
 		report, err := s.Run(ctx, env)
@@ -78,4 +80,17 @@ func (a *app) bench(ctx context.Context, suites []bench.Suite, name string, env 
 		return report.Table(a.Out)
 	}
 	return usageErrorf("there is no suite %q: choose from %s", name, suiteNames(suites))
+}
+
+const benchProcess = "bench-process"
+
+// benchProcessCommand is what suites measure with that has to be a process of its own.
+func (a *app) benchProcessCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    benchProcess + " ROLE [ARGUMENT...]",
+		Short:  "Play a part in a measurement",
+		Hidden: true,
+		Args:   cobra.ArbitraryArgs,
+		RunE:   func(_ *cobra.Command, args []string) error { return bench.Process(args, a.In, a.Out) },
+	}
 }

@@ -116,7 +116,7 @@ func (a *app) root() *cobra.Command {
 		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.portForwardCommand(), a.keyCommand(),
 		a.benchCommand(), a.doctorCommand(),
 		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(),
-		a.serveMountCommand(), a.serveMemoryCommand(),
+		a.serveMountCommand(), a.serveMemoryCommand(), a.servePagesCommand(), a.benchProcessCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

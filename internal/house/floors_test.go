@@ -20,6 +20,7 @@ var floors = map[string]int{
 	"internal/guest":      1,
 	"internal/image":      1,
 	"internal/network":    1,
+	"internal/pager":      1,
 	"internal/snapshot":   1,
 	"internal/vmm":        1,
 	"internal/compare":    2,

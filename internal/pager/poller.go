@@ -1,0 +1,188 @@
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// poller answers the faults of all machines of a process with a few threads, all of
+// which wait in the kernel for any of them. A machine that faults again before the
+// last fault is answered has more than one thread answer; one that does not is
+// looked at by a single thread, which keeps it short.
+type poller struct {
+	epoll, exit int // descriptors
+	threads     sync.WaitGroup
+	faults      *atomic.Int64
+
+	mu       sync.RWMutex
+	machines map[int32]*polled
+	next     int32
+}
+
+const (
+	// turn is how many faults of one machine a thread answers before it looks at others.
+	turn = 32
+	// crowd is for how many faults a machine is taken to have several threads that
+	// touch memory after it was seen to have.
+	crowd = 64
+)
+
+// polled is a machine under its number.
+type polled struct {
+	*machine
+	id    int32
+	ended func() // called once when its process has ended
+
+	crowded atomic.Int32 // faults for which it is taken to have several threads
+}
+
+// What an event is about, beside the machine's number.
+const (
+	aboutMemory int32 = iota
+	aboutProcess
+	aboutExit
+)
+
+func newPoller(threads int, faults *atomic.Int64) (*poller, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
+	}
+	exit, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err == nil {
+		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, exit, &unix.EpollEvent{Events: unix.EPOLLIN, Pad: aboutExit})
+	}
+	if err != nil {
+		unix.Close(epoll)
+		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
+	}
+	p := &poller{epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults}
+	for range threads {
+		p.threads.Go(p.work)
+	}
+	return p, nil
+}
+
+// add has the faults of a machine answered until remove.
+func (p *poller) add(m *machine, ended func()) (*polled, error) {
+	p.mu.Lock()
+	p.next++
+	added := &polled{machine: m, id: p.next, ended: sync.OnceFunc(ended)}
+	p.machines[added.id] = added
+	p.mu.Unlock()
+	err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, m.process.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: added.id, Pad: aboutProcess})
+	if err == nil {
+		err = p.arm(added, unix.EPOLL_CTL_ADD)
+	}
+	if err != nil {
+		p.remove(added)
+		return nil, fmt.Errorf("waiting for faults: %w", err)
+	}
+	return added, nil
+}
+
+func (p *poller) arm(m *polled, op int) error {
+	return unix.EpollCtl(p.epoll, op, int(m.fd), &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: m.id, Pad: aboutMemory})
+}
+
+// remove lets go of a machine whose descriptors are still open. Others have copies
+// of those, so that closing them would not take them out of the epoll.
+func (p *poller) remove(m *polled) {
+	p.mu.Lock()
+	delete(p.machines, m.id)
+	p.mu.Unlock()
+	for _, fd := range []int{int(m.fd), m.process.fd} {
+		_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil) // it need not have got there
+	}
+}
+
+func (p *poller) find(id int32) *polled {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.machines[id]
+}
+
+// work answers faults until close.
+func (p *poller) work() {
+	var (
+		events  [1]unix.EpollEvent
+		scratch [FaultAround / unit]piece
+	)
+	for {
+		n, err := unix.EpollWait(p.epoll, events[:], -1)
+		if n == 0 || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || events[0].Pad == aboutExit {
+			return
+		}
+		m := p.find(events[0].Fd)
+		if m == nil {
+			continue
+		}
+		if events[0].Pad == aboutProcess {
+			go m.ended()
+			continue
+		}
+		if err := p.serve(m, scratch[:]); err != nil {
+			go m.fail(err) // which may take time
+		}
+	}
+}
+
+// serve answers faults of a machine, which the epoll is silent about until it is
+// told to look at it again. In a crowd that happens before each answer, so that
+// another thread takes the next fault; not if reading that would have to wait for
+// the answer.
+func (p *poller) serve(m *polled, scratch []piece) error {
+	for answered := 0; answered < turn; answered++ {
+		w, fault, err := m.read()
+		if err != nil {
+			return err
+		}
+		if !fault {
+			return p.rearm(m)
+		}
+		if answered > 0 {
+			m.crowded.Store(crowd) // it came while the last one was being answered
+		}
+		early := m.keeps && m.crowded.Add(-1) >= 0
+		if early {
+			if err := p.rearm(m); err != nil {
+				return err
+			}
+		}
+		m.answer(w, scratch)
+		p.faults.Add(1)
+		if early {
+			return nil
+		}
+	}
+	return p.rearm(m)
+}
+
+// rearm has the epoll look at a machine again.
+func (p *poller) rearm(m *polled) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil
+	}
+	if err := p.arm(m, unix.EPOLL_CTL_MOD); err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: it was removed just now
+		return fmt.Errorf("waiting for faults: %w", err)
+	}
+	return nil
+}
+
+// close ends the threads.
+func (p *poller) close() {
+	one := [8]byte{1}
+	unix.Write(p.exit, one[:])
+	p.threads.Wait()
+	unix.Close(p.exit)
+	unix.Close(p.epoll)
+}
