@@ -78,16 +78,35 @@ type Config struct {
 	// Dir is a private folder of the machine's, with a short path (a socket is made in it). The caller removes it after Close.
 	Dir string
 
-	// Memory is mapped privately as the guest's RAM; the engine opens it again by descriptor and does not keep it.
+	// Memory is mapped privately as the guest's RAM; the engine opens it again by descriptor and does not keep it. An engine that can't boot on a file boots on
+	// zeroed memory of its own, which is the same as the empty file.
 	// The machine's VMM may run as another user: the file's mode must let that user read and write.
 	Memory *os.File
 
-	// Disk is a connected stream on which the caller serves the root disk as NBD. The engine takes the descriptor over. Nil: no disk.
+	// Disk is the root disk, nil for none: a connected stream on which the caller serves it as NBD, or, for an engine that wants [DiskFile], a file or block
+	// device. The engine takes the descriptor over.
 	Disk *os.File
+
+	// Tap is the network device, nil for none; only for engines that can use one.
+	Tap *Tap
+
+	// Uffd is the socket of a process that serves the memory of a thawing machine page by page, in the place of Memory, which may then be nil. Only for engines
+	// that can use one.
+	Uffd string
 
 	Boot  *Boot
 	State []byte // device state as saved by SaveState of the same engine
 }
+
+// Tap is a tap device that exists already. A VMM that opens it by its name must be its owner, see package cage.
+type Tap struct {
+	Name  string
+	NetNS string // path of the network namespace that it is in; empty: ours
+	MAC   string // of the guest's side; empty: the engine's choice
+}
+
+// DiskFile is what an engine implements that wants [Config.Disk] as a file or block device rather than as an NBD stream.
+type DiskFile interface{ WantsDiskFile() }
 
 // Engine starts machines of one kind of VMM. Engines are safe for concurrent use.
 type Engine interface {
