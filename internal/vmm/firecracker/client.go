@@ -23,6 +23,9 @@ const (
 // maxAnswer bounds what is read of an answer: a compromised VMM must not make us allocate at will.
 const maxAnswer = 1 << 20
 
+// maxFault is how much of a refusal is told.
+const maxFault = 4 << 10
+
 // client speaks to the API of one Firecracker.
 type client struct{ http *http.Client }
 
@@ -92,7 +95,7 @@ func decode(method, path string, status int, answer []byte, out any) error {
 		if json.Unmarshal(answer, &fault) != nil || fault.Message == "" {
 			fault.Message = fmt.Sprintf("%.200q", answer)
 		}
-		return &APIError{Method: method, Path: path, Status: status, Fault: fault.Message}
+		return &APIError{Method: method, Path: path, Status: status, Fault: fault.Message[:min(len(fault.Message), maxFault)]}
 	case out == nil:
 		return nil
 	}

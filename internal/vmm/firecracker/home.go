@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -20,16 +21,16 @@ import (
 // are shorter than the 108 bytes of a socket's address wherever the files are, and they are the same for every machine, so that those which Firecracker writes
 // down in a device state are right wherever it is loaded.
 const (
-	fdHome      = 3 + iota // the machine's folder, with its sockets
-	fdMemory               // file mapped as RAM; closed on a boot
-	fdState                // written by SaveState
-	fdSink                 // the memory that Firecracker writes along with the state
-	fdIncoming             // device state to start from; closed on a boot
-	fdDisk                 // closed without a disk
-	fdKernel               // closed unless it is a boot, as is the next
-	fdInitramfs            //
-	fdUffd                 // socket of who serves the memory; closed unless there is one
-	fdBinary               // Firecracker itself
+	fdHome     = 3 + iota // the machine's folder, with its sockets
+	fdMemory              // file mapped as RAM
+	fdState               // written by SaveState
+	fdSink                // the memory that Firecracker writes along with the state
+	fdIncoming            // device state to start from
+	fdDisk
+	fdKernel
+	fdInitramfs
+	fdUffd   // socket of who serves the memory
+	fdBinary // Firecracker itself
 )
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
@@ -100,7 +101,11 @@ func give(path string, who *syscall.Credential) error {
 
 // files opens what the VMM is handed, in the order of the fd constants.
 func (h *home) files(binary string, c vmm.Config) (files []*os.File, err error) {
-	files = []*os.File{h.dir, nil, nil, nil, nil, c.Disk, nil, nil, nil, nil}
+	// What there is none of is a folder: a number that is free would be taken by something of Firecracker's own, which it could then take for its disk.
+	files = slices.Repeat([]*os.File{h.dir}, fdBinary-fdHome+1)
+	if c.Disk != nil {
+		files[fdDisk-fdHome] = c.Disk
+	}
 	set := func(fd int, f *os.File, err error) error {
 		files[fd-fdHome] = f
 		return err

@@ -258,7 +258,7 @@ func (m *machine) load(body []byte) error {
 		}
 		m.vsock = request.Vsock.Path
 	}
-	if err := readable(m.drives...); err != nil {
+	if err := writable(m.drives...); err != nil {
 		return err
 	}
 	size := int(st.MemoryMiB << 20)

@@ -122,7 +122,7 @@ func (s *server) act(what, name string, body []byte) (any, error) {
 			return nil, errors.New("The id from the path does not match the id from the body!")
 		}
 		m.drives = append(m.drives, d.Path)
-		return nil, readable(d.Path)
+		return nil, writable(d.Path)
 	case "PUT /network-interfaces/{iface_id}":
 		var n struct {
 			ID  string `json:"iface_id"`
@@ -172,6 +172,17 @@ func readable(paths ...string) error {
 			continue
 		}
 		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("the file can not be opened: %w", err)
+		}
+		f.Close()
+	}
+	return nil
+}
+
+func writable(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			return fmt.Errorf("the file can not be opened: %w", err)
 		}
