@@ -19,10 +19,11 @@ import (
 
 // paths are the folders that spore works in.
 type paths struct {
-	Store   string `json:"store"`   // snapshots: a folder, or the URL of a bucket
-	Kernels string `json:"kernels"` // guest kernels
-	Cache   string `json:"cache"`   // may be deleted between runs
-	Run     string `json:"run"`     // live machines
+	Store        string `json:"store"`        // snapshots: a folder, or the URL of a bucket
+	Kernels      string `json:"kernels"`      // guest kernels
+	Firecrackers string `json:"firecrackers"` // versions of Firecracker
+	Cache        string `json:"cache"`        // may be deleted between runs
+	Run          string `json:"run"`          // live machines
 }
 
 // paths reads them from flags and environment; nothing is created.
@@ -36,12 +37,13 @@ func (a *app) paths() (paths, error) {
 		return paths{}, err
 	}
 	p := paths{
-		Store:   first(a.storePath, a.Getenv("SPORE_STORE"), filepath.Join(data, "store")),
-		Kernels: first(a.Getenv("HOST_KERNELS_DIR"), filepath.Join(data, "kernels")),
-		Cache:   first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
-		Run:     a.runDir(),
+		Store:        first(a.storePath, a.Getenv("SPORE_STORE"), filepath.Join(data, "store")),
+		Kernels:      first(a.Getenv("HOST_KERNELS_DIR"), filepath.Join(data, "kernels")),
+		Firecrackers: first(a.Getenv("FIRECRACKER_VERSIONS_DIR"), filepath.Join(data, "firecracker")),
+		Cache:        first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
+		Run:          a.runDir(),
 	}
-	folders := []*string{&p.Kernels, &p.Cache, &p.Run}
+	folders := []*string{&p.Kernels, &p.Firecrackers, &p.Cache, &p.Run}
 	if !bucket.IsURL(p.Store) {
 		folders = append(folders, &p.Store)
 	}
@@ -172,6 +174,6 @@ func (a *app) host(ctx context.Context) (*sandbox.Host, error) {
 		return nil, err
 	}
 	return sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Others: a.otherEngine, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: a.log(),
 	})
 }

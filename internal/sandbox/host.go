@@ -16,9 +16,11 @@ import (
 
 // HostOptions are what sandboxes of one host share.
 type HostOptions struct {
-	Snapshots  *snapshot.Repo
-	Images     *image.Builder
-	Engine     vmm.Engine
+	Snapshots *snapshot.Repo
+	Images    *image.Builder
+	Engine    vmm.Engine // runs machines unless something else is asked for
+	// Others finds engines by the name and the version that a snapshot was taken under; nil: there are none. A version that is not to be had is no error.
+	Others     func(name, version string) (vmm.Engine, error)
 	KernelsDir string // holds {version}/{arch}/vmlinux.bin
 	CacheDir   string // may be deleted at any time between runs
 	RunDir     string // holds a folder for each live machine; short path

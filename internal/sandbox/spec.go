@@ -22,13 +22,15 @@ type CreateSpec struct {
 	Image string // an image reference, or
 	From  string // a snapshot whose disk, context and commands are the start; it is booted, not woken
 
-	Arch        string
-	CPUs        int
-	MemoryBytes int64
-	DiskBytes   int64 // of the whole file system; ignored with From
-	Kernel      string
-	Accel       string
-	Net         string
+	Arch          string
+	CPUs          int
+	MemoryBytes   int64
+	DiskBytes     int64 // of the whole file system; ignored with From
+	Kernel        string
+	Accel         string
+	Engine        string // empty: the host's own
+	EngineVersion string // empty: the engine's choice
+	Net           string
 
 	Steps        []Step
 	StartCommand string        // left running in the snapshot

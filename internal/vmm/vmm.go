@@ -83,8 +83,8 @@ type Config struct {
 	// The machine's VMM may run as another user: the file's mode must let that user read and write.
 	Memory *os.File
 
-	// Disk is the root disk, nil for none: a connected stream on which the caller serves it as NBD, or, for an engine that wants [DiskFile], a file or block
-	// device. The engine takes the descriptor over.
+	// Disk is the root disk, nil for none: a connected stream on which the caller serves it as NBD or, for an engine with that need, a file or block device.
+	// The engine takes the descriptor over.
 	Disk *os.File
 
 	// Tap is the network device, nil for none; only for engines that can use one.
@@ -105,8 +105,22 @@ type Tap struct {
 	MAC   string // of the guest's side; empty: the engine's choice
 }
 
-// DiskFile is what an engine implements that wants [Config.Disk] as a file or block device rather than as an NBD stream.
-type DiskFile interface{ WantsDiskFile() }
+// Needs is what an engine wants of its machines that others do not.
+type Needs struct {
+	DiskFile  bool // a disk that is a file or a block device, rather than an NBD stream
+	ELFKernel bool // on x86 a kernel that is an ELF file, rather than a bzImage
+}
+
+// Particular is implemented by engines that have needs.
+type Particular interface{ Needs() Needs }
+
+// NeedsOf returns an engine's needs.
+func NeedsOf(e Engine) Needs {
+	if p, ok := e.(Particular); ok {
+		return p.Needs()
+	}
+	return Needs{}
+}
 
 // Engine starts machines of one kind of VMM. Engines are safe for concurrent use.
 type Engine interface {

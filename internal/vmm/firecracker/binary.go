@@ -50,8 +50,8 @@ func archNames(arch string) []string {
 	return nil
 }
 
-// find returns the path of the binary for an architecture.
-func (p Programs) find(arch string) (string, error) {
+// Find returns the path of the binary for an architecture.
+func (p Programs) Find(arch string) (string, error) {
 	if p.Binary != "" {
 		if _, err := os.Stat(p.Binary); err != nil {
 			return "", fmt.Errorf("looking for Firecracker: %w", err)
@@ -75,6 +75,13 @@ func (p Programs) find(arch string) (string, error) {
 		missing.Have = append(missing.Have, v.name)
 	}
 	return "", missing
+}
+
+// Has tells whether a version for an architecture is in the folder of versions.
+func (p Programs) Has(version, arch string) bool {
+	p.Binary, p.Version = "", version
+	_, err := p.Find(arch)
+	return version != "" && err == nil
 }
 
 // installed is a binary in the folder of versions.

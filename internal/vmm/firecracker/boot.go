@@ -117,8 +117,7 @@ func checkKernel(path, arch string) error {
 	}
 	switch {
 	case arch == "amd64" && n >= 0x206 && string(head[0x202:0x206]) == "HdrS":
-		return fmt.Errorf("the guest kernel %s is a bzImage, which firecracker does not load: unpack it to an ELF file with extract-vmlinux of the kernel's sources, "+
-			"or use --engine qemu", path)
+		return fmt.Errorf("the guest kernel %s is a bzImage, which firecracker does not load: unpack it to an ELF file with extract-vmlinux of the kernel's sources", path)
 	case arch == "amd64" && !strings.HasPrefix(string(head), "\x7fELF"):
 		return fmt.Errorf("the guest kernel %s is not an ELF file, which is what firecracker loads", path)
 	case arch == "arm64" && (n < 0x3c || string(head[0x38:0x3c]) != "ARM\x64"):

@@ -35,8 +35,8 @@ func New(p Programs, jail *Jail) *Engine {
 // Name implements [vmm.Engine].
 func (e *Engine) Name() string { return "firecracker" }
 
-// WantsDiskFile implements [vmm.DiskFile].
-func (e *Engine) WantsDiskFile() {}
+// Needs implements [vmm.Particular].
+func (e *Engine) Needs() vmm.Needs { return vmm.Needs{DiskFile: true, ELFKernel: true} }
 
 // Describe implements [vmm.Engine].
 func (e *Engine) Describe(ctx context.Context, arch string, accel vmm.Accel) (vmm.Description, error) {
@@ -115,7 +115,7 @@ func (e *Engine) usable(ctx context.Context, arch string, accel vmm.Accel) (fact
 
 // facts returns what the binary for an architecture says of itself. A binary that is replaced is asked again.
 func (e *Engine) facts(ctx context.Context, arch string) (facts, error) {
-	path, err := e.programs.find(arch)
+	path, err := e.programs.Find(arch)
 	if err != nil {
 		return facts{}, err
 	}

@@ -144,7 +144,7 @@ func TestWhichBinary(t *testing.T) {
 	}
 	find := func(p Programs, want string) {
 		t.Helper()
-		if got, err := p.find("amd64"); got != want || (err == nil) != (want != "") {
+		if got, err := p.Find("amd64"); got != want || (err == nil) != (want != "") {
 			t.Errorf("%+v: %q, %v, want %q", p, got, err, want)
 		}
 	}
@@ -160,7 +160,7 @@ func TestWhichBinary(t *testing.T) {
 	find(versions, nine)
 	versions.Version = "1.12.0"
 	var missing *NotFoundError
-	if _, err := versions.find("amd64"); !errors.As(err, &missing) || !strings.Contains(err.Error(), "1.10.1") {
+	if _, err := versions.Find("amd64"); !errors.As(err, &missing) || !strings.Contains(err.Error(), "1.10.1") {
 		t.Errorf("a version that is not there: %v", err)
 	}
 	find(Programs{Binary: nine, VersionsDir: versions.VersionsDir}, nine)
