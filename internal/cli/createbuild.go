@@ -52,6 +52,10 @@ func (f *buildFlags) apply(a *app) {
 			if dir := filepath.Join(storage, "kernels"); isFolder(dir) {
 				return dir
 			}
+		case "FIRECRACKER_VERSIONS_DIR":
+			if dir := filepath.Join(storage, "fc-versions"); isFolder(dir) {
+				return dir
+			}
 		case "SANDBOX_DIR":
 			return first(sandboxDir, outer(name))
 		}

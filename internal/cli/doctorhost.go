@@ -177,7 +177,7 @@ func checkFirecracker(ctx context.Context, p firecracker.Programs, arch string) 
 		c.Detail = fmt.Sprintf("runs guests of the host's architecture, %s, and not %s", runtime.GOARCH, arch)
 		return c
 	}
-	version, path, err := firecracker.New(p, nil).Version(ctx, arch)
+	found, err := firecracker.New(p, nil).Installed(ctx, arch)
 	var missing *firecracker.NotFoundError
 	var old *firecracker.UnsupportedError
 	switch {
@@ -185,12 +185,15 @@ func checkFirecracker(ctx context.Context, p firecracker.Programs, arch string) 
 		c.Detail = "not installed"
 		c.Fix = fmt.Sprintf("take a release of Firecracker for %s, and: install -D firecracker-v*-* %s/VERSION/%s/firecracker", arch, p.VersionsDir, arch)
 	case errors.As(err, &old):
-		c.Detail = err.Error() + " (" + path + ")"
+		c.Detail = err.Error() + " (" + found.Path + ")"
 		c.Fix = fmt.Sprintf("put version %s or later at %s/VERSION/%s/firecracker", old.Since, p.VersionsDir, arch)
 	case err != nil:
 		c.Detail, c.Fix = err.Error(), "check the file that SPORE_FIRECRACKER or FIRECRACKER_VERSIONS_DIR names"
 	default:
-		c.Status, c.stops, c.Detail = checkOK, nil, fmt.Sprintf("version %s at %s", version, path)
+		c.Status, c.stops, c.Detail = checkOK, nil, fmt.Sprintf("version %s at %s", found.Version, found.Path)
+		if found.Newer {
+			c.Status, c.Detail = checkWarn, c.Detail+", newer than any that is known here"
+		}
 	}
 	return c
 }

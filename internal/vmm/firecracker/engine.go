@@ -51,13 +51,19 @@ func (e *Engine) Describe(ctx context.Context, arch string, accel vmm.Accel) (vm
 	return d, nil
 }
 
-// Version tells which Firecracker would run guests of an architecture, and where it is. Versions that can't be used are told too.
-func (e *Engine) Version(ctx context.Context, arch string) (version, path string, err error) {
+// Installed is a Firecracker.
+type Installed struct {
+	Version, Path string
+	Newer         bool // than any version that is known here
+}
+
+// Installed tells which Firecracker would run guests of an architecture. One that can't be used is told along with the error.
+func (e *Engine) Installed(ctx context.Context, arch string) (Installed, error) {
 	f, err := e.facts(ctx, arch)
 	if err == nil {
 		err = f.version.check()
 	}
-	return f.version.String(), f.path, err
+	return Installed{Version: f.version.String(), Path: f.path, Newer: !newest.atLeast(f.version)}, err
 }
 
 // Start implements [vmm.Engine].

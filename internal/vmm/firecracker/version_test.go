@@ -51,8 +51,8 @@ func TestRefusals(t *testing.T) {
 		if _, err := e.Start(t.Context(), config(t)); !errors.As(err, &lacks) {
 			t.Errorf("%s: Start: %v", v, err)
 		}
-		if got, path, err := e.Version(t.Context(), "amd64"); got != v || path == "" || !errors.As(err, &lacks) {
-			t.Errorf("%s: Version: %q, %q, %v", v, got, path, err)
+		if got, err := e.Installed(t.Context(), "amd64"); got.Version != v || got.Path == "" || got.Newer || !errors.As(err, &lacks) {
+			t.Errorf("%s: Installed: %+v, %v", v, got, err)
 		}
 	}
 	old := New(Programs{VersionsDir: dir, Version: "1.11.0"}, nil)

@@ -52,14 +52,14 @@ func (d description) find(method, path string) (route, string, error) {
 			return r, path[len(before):], nil
 		}
 	}
-	return route{}, "", fmt.Errorf("Invalid request method and/or path: %s %s.", method, path)
+	return route{}, "", fmt.Errorf("there is no %s %s", method, path)
 }
 
 // check refuses a body that is not of the named type, as version 1.minor has it.
 func (d description) check(typeName string, minor int, body []byte) error {
 	var value any
 	if err := json.Unmarshal(body, &value); err != nil {
-		return fmt.Errorf("An error occurred when deserializing the json body of a request: %w.", err)
+		return fmt.Errorf("the body is not JSON: %w", err)
 	}
 	return d.checkObject(typeName, minor, value)
 }

@@ -75,7 +75,7 @@ const fakeMark = "spore's test machine"
 
 func (m *machine) boot() error {
 	if m.source.Kernel == "" {
-		return errors.New("Cannot start microvm without kernel configuration.")
+		return errors.New("there is no kernel")
 	}
 	head := make([]byte, 5)
 	f, err := os.Open(m.source.Kernel)
@@ -84,7 +84,7 @@ func (m *machine) boot() error {
 	}
 	defer f.Close()
 	if _, err := io.ReadFull(f, head); err != nil || string(head) != "\x7fELF\x02" {
-		return errors.New("Cannot load kernel due to invalid memory configuration or invalid kernel image: Invalid Elf magic number")
+		return errors.New("the kernel is not a 64-bit ELF file")
 	}
 	if m.config.MemoryMiB == 0 {
 		m.config.MemoryMiB = 128
@@ -178,7 +178,7 @@ func (m *machine) save(body []byte) error {
 		return err
 	}
 	if request.Type == "Diff" && m.log != nil {
-		fmt.Fprintln(m.log, "[DevPreview] Virtual machine diff snapshots is in development preview.")
+		fmt.Fprintln(m.log, "warning: differences are a preview")
 	}
 	data, err := json.Marshal(state{fakeMark, m.format, m.config.MemoryMiB, m.next, m.vsock, m.drives, m.taps, m.balloon})
 	if err != nil {
@@ -239,7 +239,7 @@ func (m *machine) load(body []byte) error {
 	}
 	var st state
 	if json.Unmarshal(data, &st) != nil || st.Fake != fakeMark {
-		return errors.New("Failed to load snapshot state from file: An error occurred during bincode deserialization")
+		return errors.New("the state is none")
 	}
 	if st.Format > m.format {
 		return fmt.Errorf("the state's format is v%d.0.0, newer than v%d.0.0", st.Format, m.format)
@@ -248,13 +248,13 @@ func (m *machine) load(body []byte) error {
 	m.next, m.vsock, m.drives, m.taps, m.balloon, m.dirty = st.Next, st.Vsock, st.Drives, st.Taps, st.Balloon, map[int64]bool{}
 	for _, o := range request.Interfaces {
 		if _, ok := m.taps[o.ID]; !ok {
-			return errors.New("Unknown Network Device.")
+			return errors.New("the state has no such network device")
 		}
 		m.taps[o.ID] = o.Tap
 	}
 	if request.Vsock != nil {
 		if m.vsock == "" {
-			return errors.New("Unknown Vsock Device.")
+			return errors.New("the state has no vsock")
 		}
 		m.vsock = request.Vsock.Path
 	}

@@ -10,11 +10,11 @@ import (
 	"sync"
 )
 
-// The errors of requests that come at the wrong time, in Firecracker's words.
+// The errors of requests that come at the wrong time.
 var (
-	errPreBoot  = errors.New("The requested operation is not supported before starting the microVM.")
-	errPostBoot = errors.New("The requested operation is not supported after starting the microVM.")
-	errNotFresh = errors.New("Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.")
+	errPreBoot  = errors.New("not before the machine has started")
+	errPostBoot = errors.New("not after the machine has started")
+	errNotFresh = errors.New("nothing can be loaded after something was configured")
 )
 
 // server is the API of one machine.
@@ -70,7 +70,7 @@ func (s *server) handle(method, path string, body []byte) (any, error) {
 			return nil, err
 		}
 	} else if len(body) > 0 {
-		return nil, fmt.Errorf("%s request cannot have a body.", method)
+		return nil, fmt.Errorf("a %s has no body here", method)
 	}
 	switch {
 	case (route.When == "before" || route.When == "fresh") && s.started:
@@ -80,7 +80,7 @@ func (s *server) handle(method, path string, body []byte) (any, error) {
 	case route.When == "fresh" && s.configured:
 		return nil, errNotFresh
 	case route.When == "paused" && !s.paused:
-		return nil, errors.New("Create snapshot error: Cannot save the microVM state: the vCPUs are running")
+		return nil, errors.New("a machine that runs can't be saved")
 	}
 	answer, err := s.act(method+" "+route.Path, name, body)
 	if err == nil && route.When == "before" {
@@ -119,7 +119,7 @@ func (s *server) act(what, name string, body []byte) (any, error) {
 			return nil, err
 		}
 		if d.ID != name {
-			return nil, errors.New("The id from the path does not match the id from the body!")
+			return nil, errors.New("the body's id is not the path's")
 		}
 		m.drives = append(m.drives, d.Path)
 		return nil, writable(d.Path)
@@ -132,7 +132,7 @@ func (s *server) act(what, name string, body []byte) (any, error) {
 			return nil, err
 		}
 		if n.ID != name {
-			return nil, errors.New("The id from the path does not match the id from the body!")
+			return nil, errors.New("the body's id is not the path's")
 		}
 		m.taps[n.ID] = n.Tap
 		return nil, nil
@@ -194,7 +194,7 @@ func writable(paths ...string) error {
 func (s *server) changeBalloon(what string, body []byte) (any, error) {
 	var b map[string]any
 	if s.machine.balloon == nil {
-		return nil, errors.New("Balloon config error: No balloon device found.")
+		return nil, errors.New("there is no balloon")
 	}
 	if err := errors.Join(json.Unmarshal(s.machine.balloon, &b), json.Unmarshal(or(body, []byte("{}")), &b)); err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func (s *server) action(body []byte) error {
 		return errPostBoot
 	case a.Type == "InstanceStart":
 		if err := s.machine.boot(); err != nil {
-			return fmt.Errorf("Start microvm error: %w", err)
+			return fmt.Errorf("starting: %w", err)
 		}
 		s.started = true
 		s.machine.run(true)
@@ -247,7 +247,7 @@ func (s *server) load(body []byte) error {
 	}
 	err := s.machine.load(body)
 	if err != nil {
-		err = fmt.Errorf("Load snapshot error: Failed to restore from snapshot: %w", err)
+		err = fmt.Errorf("loading: %w", err)
 		s.end = err
 		return err
 	}
