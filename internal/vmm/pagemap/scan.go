@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,10 @@ var errNoScan = errors.New("the kernel has no PAGEMAP_SCAN")
 // scanPages adds the written pages of a region to set. It lets the kernel walk the page tables and skip what was never touched.
 func scanPages(pagemap *os.File, r region, set *block.Set) error {
 	regions := make([]scanRegion, 1024)
+	// The kernel is told their address as a number: they must not be on our stack, which may move.
+	var pinned runtime.Pinner
+	pinned.Pin(&regions[0])
+	defer pinned.Unpin()
 	arg := scanArg{
 		start: r.addr, end: r.end(),
 		vec: uint64(uintptr(unsafe.Pointer(&regions[0]))), vecLen: uint64(len(regions)),
