@@ -32,6 +32,14 @@ func realBinary(t *testing.T) string {
 	return path
 }
 
+// needServing skips a test where the VMM may not have its memory served.
+func needServing(t *testing.T) {
+	t.Helper()
+	if err := mayBeServed(unprivileged(), userfaultDevice, userfaultSysctl); err != nil {
+		t.Skip(err)
+	}
+}
+
 func needX86(t *testing.T) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {

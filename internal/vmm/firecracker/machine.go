@@ -74,6 +74,15 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 		return m.spawnJailed(ctx, *e.jail, f, c)
 	}
 	who := unprivileged()
+	if c.Uffd != "" {
+		err = mayBeServed(who, userfaultDevice, userfaultSysctl)
+	}
+	if err != nil {
+		if c.Disk != nil {
+			c.Disk.Close()
+		}
+		return err
+	}
 	if m.home, err = newHome(filepath.Join(c.Dir, "vmm"), who); err != nil {
 		if c.Disk != nil {
 			c.Disk.Close()

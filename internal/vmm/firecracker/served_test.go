@@ -121,6 +121,7 @@ func (s *server) serve(conn *net.UnixConn, memory io.ReaderAt) error {
 
 // TestServedMemory thaws a machine whose pages come from a page server, and freezes it again.
 func TestServedMemory(t *testing.T) {
+	needServing(t)
 	both(t, func(t *testing.T, e *Engine) {
 		state, memory, count := frozen(t, e)
 		s := serveMemory(t, memory)
@@ -152,6 +153,7 @@ func TestServedMemory(t *testing.T) {
 
 // TestNobodyServes checks that a machine whose page server is not there does not start.
 func TestNobodyServes(t *testing.T) {
+	needServing(t)
 	both(t, func(t *testing.T, e *Engine) {
 		state, _, _ := frozen(t, e)
 		c := thawed(t, state, nil)
