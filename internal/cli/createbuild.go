@@ -52,6 +52,10 @@ func (f *buildFlags) apply(a *app) {
 			if dir := filepath.Join(storage, "kernels"); isFolder(dir) {
 				return dir
 			}
+		case "FIRECRACKER_VERSIONS_DIR":
+			if dir := filepath.Join(storage, "fc-versions"); isFolder(dir) {
+				return dir
+			}
 		case "SANDBOX_DIR":
 			return first(sandboxDir, outer(name))
 		}
@@ -67,7 +71,7 @@ func isFolder(path string) bool {
 func (a *app) createBuildCommand() *cobra.Command {
 	var f buildFlags
 	var machine machineFlags
-	var image, fromImage, template, start, ready, firecracker string
+	var image, fromImage, template, start, ready string
 	var hugepages bool
 	c := &cobra.Command{
 		Use:   "create-build --to-build UUID",
@@ -75,7 +79,8 @@ func (a *app) createBuildCommand() *cobra.Command {
 		Long: `Does what create does, under the names, flags and defaults of the field's orchestrator. Long flags also work with a single dash: -to-build UUID.
 
 Builds are kept in .local-build unless -storage says otherwise, with a cache beside them (SNAPSHOT_CACHE_DIR). SNAPSHOT_CACHE_DIR, HOST_KERNELS_DIR,
-SANDBOX_DIR and TARGET_ARCH are honoured. -firecracker and -hugepages are accepted and change nothing: machines run on QEMU, in ordinary pages.`,
+FIRECRACKER_VERSIONS_DIR, SANDBOX_DIR and TARGET_ARCH are honoured. Machines run on QEMU unless -engine firecracker is given, which -firecracker VERSION then chooses one of;
+-hugepages is accepted and changes nothing: memory is in ordinary pages.`,
 		Example: "  spore create-build -to-build 123e4567-e89b-42d3-a456-426614174000 -image debian:12 -start-cmd 'nginx' -ready-cmd 'curl -f localhost'",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -88,10 +93,14 @@ SANDBOX_DIR and TARGET_ARCH are honoured. -firecracker and -hugepages are accept
 			f.apply(a)
 			create := createFlags{machine: machine, from: f.from, id: f.to, labels: []string{"template=" + template}, start: start, ready: ready}
 			create.machine.accel, create.machine.net = "auto", "none"
-			for _, name := range []string{"firecracker", "hugepages"} {
-				if cmd.Flags().Changed(name) {
-					a.say("-%s changes nothing: machines run on QEMU, in ordinary pages", name)
-				}
+			if cmd.Flags().Changed("hugepages") {
+				a.say("-hugepages changes nothing: memory is in ordinary pages")
+			}
+			if machine.version != "" && machine.engine != engineFirecracker {
+				a.say("-firecracker changes nothing: the machine runs on QEMU unless -engine says otherwise")
+			}
+			if err := a.hasFirecracker(create.machine); err != nil {
+				return err
 			}
 			if f.from != "" {
 				return a.create(cmd, create, nil)
@@ -106,7 +115,8 @@ SANDBOX_DIR and TARGET_ARCH are honoured. -firecracker and -hugepages are accept
 	flags.StringVar(&template, "template", "local-template", "template id, kept as the label template")
 	machine.registerSizes(flags)
 	flags.StringVar(&machine.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR")
-	flags.StringVar(&firecracker, "firecracker", "", "accepted for compatibility")
+	machine.registerEngine(flags)
+	flags.StringVar(&machine.version, "firecracker", "", "version of Firecracker, with -engine firecracker; accepted for compatibility without")
 	flags.BoolVar(&hugepages, "hugepages", true, "accepted for compatibility")
 	flags.StringVar(&start, "start-cmd", "", "command to leave running in the snapshot")
 	flags.StringVar(&ready, "ready-cmd", "", "command that succeeds once the machine is ready to be frozen")

@@ -77,6 +77,8 @@ func indexPage(root *cobra.Command) string {
 var environment = [][2]string{
 	{"SPORE_STORE", "where the snapshots are: a folder, `gs://bucket/prefix` or `s3://bucket/prefix`; default `$XDG_DATA_HOME/spore/store`, which is `~/.local/share/spore/store`"},
 	{"HOST_KERNELS_DIR", "folder with guest kernels as `{version}/{arch}/vmlinux.bin`; default `$XDG_DATA_HOME/spore/kernels`"},
+	{"FIRECRACKER_VERSIONS_DIR", "folder with versions of Firecracker as `{version}/{arch}/firecracker`; default `$XDG_DATA_HOME/spore/firecracker`"},
+	{"SPORE_FIRECRACKER", "path of the Firecracker to use, whatever its version; default the newest of that folder, then what `PATH` has"},
 	{"SNAPSHOT_CACHE_DIR", "folder for what can be made again: image disks, flat memory; default `$XDG_CACHE_HOME/spore`, which is `~/.cache/spore`"},
 	{"SPORE_TAP_SUBNET", "addresses of the links between the host and its machines with `--net tap`, an IPv4 network; default `10.219.0.0/16`"},
 	{"SPORE_CACHE_LIMIT", "how much of buckets is kept in the cache, such as `20G`; default 10 GiB"},

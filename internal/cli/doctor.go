@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,8 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what this host has of what spore needs",
-		Long: `Checks the programs, the kernel, the accelerator and the room that spore needs, and says how to mend what is missing.
+		Long: `Checks the programs, the kernel, the accelerator and the room that spore needs, and says how to mend what is missing: for QEMU, which runs machines unless
+something else is asked for, and for Firecracker.
 The exit code is 1 if something is missing without which no machine can run.`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) },
@@ -38,10 +40,12 @@ const (
 
 // check is one finding as --json shows it.
 type check struct {
-	Name   string `json:"name"`
-	Status string `json:"status"`
-	Detail string `json:"detail"`
-	Fix    string `json:"fix,omitempty"`
+	Name    string   `json:"name"`
+	Status  string   `json:"status"`
+	Detail  string   `json:"detail"`
+	Fix     string   `json:"fix,omitempty"`
+	Engines []string `json:"engines,omitempty"` // those that want it; none: all
+	stops   []string // engines that can't run any machine because of it
 }
 
 func (a *app) doctor(ctx context.Context) error {
@@ -55,6 +59,12 @@ func (a *app) doctor(ctx context.Context) error {
 	}
 	checks := []check{checkHost()}
 	checks = append(checks, checkEngine(ctx, qemu.New(p.Cache), arch)...)
+	programs, err := a.firecrackers()
+	if err != nil {
+		return err
+	}
+	checks = append(checks, checkFirecracker(ctx, programs, arch))
+	checks = append(checks, checkHostEngines("/", os.Geteuid())...)
 	checks = append(checks,
 		checkKernel(p.Kernels, arch), checkAgent(arch),
 		checkMmdebstrap(), checkPageMap(), checkFUSE(), a.checkTap(),
@@ -69,7 +79,7 @@ func (a *app) doctor(ctx context.Context) error {
 		}
 	}
 	if a.json {
-		err = a.printJSON(map[string]any{"ok": failed == 0, "checks": checks, "paths": p})
+		err = a.printJSON(map[string]any{"ok": failed == 0, "checks": checks, "engines": engineStates(checks), "paths": p})
 	} else {
 		err = a.doctorText(checks)
 	}
@@ -80,6 +90,14 @@ func (a *app) doctor(ctx context.Context) error {
 }
 
 func (a *app) doctorText(checks []check) error {
+	states := engineStates(checks)
+	for _, name := range bothEngines {
+		c := check{Status: checkOK, Name: "machines on " + name, Detail: "can run"}
+		if s := states[name]; !s.Ready {
+			c.Status, c.Detail = checkWarn, "can't run: see "+strings.Join(s.Missing, ", ")
+		}
+		checks = append(checks, c)
+	}
 	rows := make([][]string, 0, 2*len(checks))
 	for _, c := range checks {
 		rows = append(rows, []string{c.Status, c.Name, c.Detail})
@@ -158,10 +176,22 @@ func checkPageMap() check {
 func checkFUSE() check {
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		return check{Name: "fuse", Status: checkWarn, Detail: "not to be had, and not needed by machines on QEMU: " + err.Error()}
+		return check{Name: "fuse", Status: checkWarn, Engines: []string{engineFirecracker}, Detail: "not to be had, and not needed by machines on QEMU: " + err.Error(), Fix: fuseFix(err), stops: []string{engineFirecracker}}
 	}
 	f.Close()
-	return check{Name: "fuse", Status: checkOK, Detail: "/dev/fuse opens; machines on QEMU do not need it"}
+	if os.Geteuid() != 0 {
+		return check{Name: "fuse", Status: checkWarn, Engines: []string{engineFirecracker}, Detail: "/dev/fuse opens, but showing a disk to Firecracker takes root; machines on QEMU do not need it",
+			stops: []string{engineFirecracker},
+			Fix:   "run spore as root for machines on Firecracker"}
+	}
+	return check{Name: "fuse", Status: checkOK, Engines: []string{engineFirecracker}, Detail: "/dev/fuse opens; machines on QEMU do not need it"}
+}
+
+func fuseFix(err error) string {
+	if errors.Is(err, os.ErrNotExist) {
+		return "sudo modprobe fuse"
+	}
+	return "run spore as root for machines on Firecracker"
 }
 
 // checkTap tries all of a slot that changes nothing of the host's network.

@@ -15,6 +15,8 @@ type machineFlags struct {
 	vcpu         int
 	memory, disk size
 	accel, net   string
+	engine       string
+	version      string // of the engine; empty: its choice
 	kernel       string
 	reach        reachFlags
 }
@@ -37,10 +39,16 @@ func (r *reachFlags) policy() (network.Policy, error) {
 
 func (m *machineFlags) register(f *pflag.FlagSet) {
 	m.registerSizes(f)
+	m.registerEngine(f)
 	f.StringVar(&m.accel, "accel", "auto", "what runs the guest: auto, kvm or tcg (software emulation)")
 	f.StringVar(&m.net, "net", "none", "network: none, user (outgoing only, needs no privilege), or tap (a network namespace of its own; needs root)")
 	m.reach.register(f)
 	f.StringVar(&m.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR (default: the newest there)")
+}
+
+// registerEngine adds the choice of what runs machines.
+func (m *machineFlags) registerEngine(f *pflag.FlagSet) {
+	f.StringVar(&m.engine, "engine", engineQEMU, "what runs the machine: qemu, or firecracker (takes KVM, and root for its disk)")
 }
 
 // registerSizes adds the flags that the field's own tools have too, with its defaults.
@@ -55,6 +63,7 @@ func (m *machineFlags) registerSizes(f *pflag.FlagSet) {
 func (m *machineFlags) spec(arch string) sandbox.CreateSpec {
 	return sandbox.CreateSpec{
 		Arch: arch, CPUs: m.vcpu, MemoryBytes: int64(m.memory), DiskBytes: int64(m.disk), Kernel: m.kernel, Accel: m.accel, Net: m.net,
+		Engine: m.engine, EngineVersion: m.version,
 	}
 }
 

@@ -22,10 +22,11 @@ import (
 
 // paths are the folders that spore works in.
 type paths struct {
-	Store   string `json:"store"`   // snapshots: a folder, or the URL of a bucket
-	Kernels string `json:"kernels"` // guest kernels
-	Cache   string `json:"cache"`   // may be deleted between runs
-	Run     string `json:"run"`     // live machines
+	Store        string `json:"store"`        // snapshots: a folder, or the URL of a bucket
+	Kernels      string `json:"kernels"`      // guest kernels
+	Firecrackers string `json:"firecrackers"` // versions of Firecracker
+	Cache        string `json:"cache"`        // may be deleted between runs
+	Run          string `json:"run"`          // live machines
 }
 
 // paths reads them from flags and environment; nothing is created.
@@ -39,12 +40,13 @@ func (a *app) paths() (paths, error) {
 		return paths{}, err
 	}
 	p := paths{
-		Store:   first(a.storePath, a.Getenv("SPORE_STORE"), filepath.Join(data, "store")),
-		Kernels: first(a.Getenv("HOST_KERNELS_DIR"), filepath.Join(data, "kernels")),
-		Cache:   first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
-		Run:     a.runDir(),
+		Store:        first(a.storePath, a.Getenv("SPORE_STORE"), filepath.Join(data, "store")),
+		Kernels:      first(a.Getenv("HOST_KERNELS_DIR"), filepath.Join(data, "kernels")),
+		Firecrackers: first(a.Getenv("FIRECRACKER_VERSIONS_DIR"), filepath.Join(data, "firecracker")),
+		Cache:        first(a.Getenv("SNAPSHOT_CACHE_DIR"), cache),
+		Run:          a.runDir(),
 	}
-	folders := []*string{&p.Kernels, &p.Cache, &p.Run}
+	folders := []*string{&p.Kernels, &p.Firecrackers, &p.Cache, &p.Run}
 	if !bucket.IsURL(p.Store) {
 		folders = append(folders, &p.Store)
 	}
@@ -198,7 +200,7 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 		return nil, err
 	}
 	return sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Others: a.otherEngine, Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
 		LazyMemory: a.lazyMemory(p),
 	})
 }

@@ -135,6 +135,10 @@ func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.Cre
 
 // frozenName is the name of an image's frozen machine: whatever decides what it is has a part in it.
 func frozenName(img *image.Image, spec sandbox.CreateSpec) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d\n%d\n%s\n%s\n", img.Digest, spec.Arch, spec.CPUs, spec.MemoryBytes, spec.DiskBytes, spec.Net, spec.Kernel))
+	what := fmt.Appendf(nil, "%s\n%s\n%d\n%d\n%d\n%s\n%s\n", img.Digest, spec.Arch, spec.CPUs, spec.MemoryBytes, spec.DiskBytes, spec.Net, spec.Kernel)
+	if spec.Engine != engineQEMU {
+		what = fmt.Appendf(what, "%s\n", spec.Engine)
+	}
+	sum := sha256.Sum256(what)
 	return path.Join("run", hex.EncodeToString(sum[:12]))
 }

@@ -13,7 +13,7 @@ import (
 // passed over; dependencies come along by themselves.
 var wantedModules = []string{
 	"virtio_mmio", "virtio_pci", // the buses
-	"virtio_blk", "virtio_console", "virtio_balloon", "virtio_net", "virtio-rng",
+	"virtio_blk", "virtio_console", "virtio_balloon", "virtio_net", "virtio-rng", "vmw_vsock_virtio_transport",
 	"overlay", "fuse",
 }
 

@@ -57,7 +57,15 @@ func (h *Host) boot(ctx context.Context, parent *snapshot.Snapshot, meta snapsho
 	}
 	meta.Kernel.Version, meta.Kernel.Digest = kernel.Version, kernelDigest
 	meta.Initramfs = initramfsDigest
-	boot := vmm.Boot{Kernel: kernel.Path, Initramfs: initramfs, Args: guest.KernelArgs("", false)}
+	engine, err := h.engine(meta.Engine.Name, meta.Engine.Version)
+	if err != nil {
+		return nil, err
+	}
+	image, err := h.kernelFor(engine, kernel, kernelDigest)
+	if err != nil {
+		return nil, err
+	}
+	boot := vmm.Boot{Kernel: image, Initramfs: initramfs, Args: guest.KernelArgs("", false)}
 	for attempt := 1; ; attempt++ {
 		s, err := h.bootOnce(ctx, parent, meta, boot, spec.Policy)
 		if err == nil {

@@ -17,6 +17,9 @@ func (h *Host) Create(ctx context.Context, spec CreateSpec, p Progress) (_ *snap
 	if err := spec.Check(); err != nil {
 		return nil, err
 	}
+	if err := h.canRun(ctx, spec); err != nil {
+		return nil, err
+	}
 	if spec.ID == uuid.Nil {
 		spec.ID = uuid.New()
 	} else if err := h.mustBeNew(ctx, spec.ID); err != nil {
@@ -89,7 +92,11 @@ func (h *Host) machineMetadata(ctx context.Context, meta snapshot.Metadata, spec
 	if err != nil {
 		return meta, err
 	}
-	engine, err := h.Engine.Describe(ctx, meta.Arch, accel)
+	engine, err := h.engine(spec.Engine, spec.EngineVersion)
+	if err != nil {
+		return meta, err
+	}
+	what, err := engine.Describe(ctx, meta.Arch, accel)
 	if err != nil {
 		return meta, err
 	}
@@ -97,7 +104,7 @@ func (h *Host) machineMetadata(ctx context.Context, meta snapshot.Metadata, spec
 	if err != nil {
 		return meta, err
 	}
-	describe(&meta, engine)
+	describe(&meta, what)
 	meta.VCPUs, meta.MemoryBytes, meta.Net = spec.CPUs, spec.MemoryBytes, string(net)
 	if spec.StartCommand != "" || spec.ReadyCommand != "" {
 		meta.StartCommand, meta.ReadyCommand = spec.StartCommand, spec.ReadyCommand

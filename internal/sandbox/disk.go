@@ -19,18 +19,27 @@ type disk struct {
 	top    *expose.Overlay   // takes the writes
 	frozen []*expose.Overlay // stand below top until their blocks are published, oldest first
 
-	server *expose.NBDServer
+	server *expose.NBDServer // nil for a disk that is served as a file
 	cancel context.CancelFunc
 	served sync.WaitGroup
+
+	fuse    *expose.FUSEServer // nil for a disk that is served as NBD
+	watched *watched
 }
 
-// newDisk starts serving an overlay over base, and returns the VMM's end of the connection.
-func newDisk(base *block.Reader, scratch string, faulted func(error)) (_ *disk, vmmEnd *os.File, err error) {
+// newDisk starts serving an overlay over base, and returns the VMM's end of the connection or, with asFile, a file.
+func newDisk(base *block.Reader, scratch string, asFile bool, faulted func(error)) (_ *disk, vmmEnd *os.File, err error) {
 	d := &disk{base: base}
 	if d.top, err = expose.NewOverlay(base, scratch); err != nil {
 		return nil, nil, err
 	}
 	d.sw = expose.NewSwitch(d.top)
+	if asFile {
+		if vmmEnd, err = d.serveFile(faulted); err != nil {
+			return nil, nil, errors.Join(err, d.close())
+		}
+		return d, vmmEnd, nil
+	}
 	conn, vmmEnd, err := expose.Pair()
 	if err != nil {
 		return nil, nil, errors.Join(err, d.top.Close())
@@ -46,6 +55,9 @@ func newDisk(base *block.Reader, scratch string, faulted func(error)) (_ *disk, 
 
 // firstFault returns the first failure to read or write the disk.
 func (d *disk) firstFault() error {
+	if d.server == nil {
+		return d.watched.fault()
+	}
 	if f := d.server.Fault(); f != nil {
 		return f
 	}
@@ -87,8 +99,11 @@ func (d *disk) rebase(published *block.Reader) error {
 }
 
 func (d *disk) close() error {
-	d.cancel()
+	if d.cancel != nil {
+		d.cancel()
+	}
 	d.served.Wait()
+	d.closeFile()
 	errs := []error{d.top.Close()}
 	for _, o := range d.frozen {
 		errs = append(errs, o.Close())

@@ -18,9 +18,11 @@ import (
 
 // HostOptions are what sandboxes of one host share.
 type HostOptions struct {
-	Snapshots  *snapshot.Repo
-	Images     *image.Builder
-	Engine     vmm.Engine
+	Snapshots *snapshot.Repo
+	Images    *image.Builder
+	Engine    vmm.Engine // runs machines unless something else is asked for
+	// Others finds engines by the name and the version that a snapshot was taken under; nil: there are none. A version that is not to be had is no error.
+	Others     func(name, version string) (vmm.Engine, error)
 	Networks   *network.Pool // for machines with a tap interface; nil: there are none
 	KernelsDir string        // holds {version}/{arch}/vmlinux.bin
 	CacheDir   string        // may be deleted at any time between runs

@@ -96,7 +96,11 @@ func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 
 // compatible refuses a snapshot that this host can't run, naming the field that differs.
 func (h *Host) compatible(ctx context.Context, meta snapshot.Metadata, accel vmm.Accel) error {
-	have, err := h.Engine.Describe(ctx, meta.Arch, accel)
+	engine, err := h.engine(meta.Engine.Name, meta.Engine.Version)
+	if err != nil {
+		return err
+	}
+	have, err := engine.Describe(ctx, meta.Arch, accel)
 	if err != nil {
 		return err
 	}

@@ -189,14 +189,18 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if s.dir, err = newRunDir(h.RunDir); err != nil {
 		return err
 	}
-	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), s.diskFailed); err != nil {
+	engine, err := h.engine(s.meta.Engine.Name, s.meta.Engine.Version)
+	if err != nil {
+		return err
+	}
+	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), vmm.NeedsOf(engine).DiskFile, s.diskFailed); err != nil {
 		return err
 	}
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
 	if err := s.attach(&c); err != nil {
 		return err
 	}
-	machine, err := h.Engine.Start(ctx, c)
+	machine, err := engine.Start(ctx, c)
 	if err != nil {
 		return errors.Join(err, s.disk.firstFault(), s.memoryFault(err))
 	}

@@ -23,14 +23,16 @@ type CreateSpec struct {
 	Image string // an image reference, or
 	From  string // a snapshot whose disk, context and commands are the start; it is booted, not woken
 
-	Arch        string
-	CPUs        int
-	MemoryBytes int64
-	DiskBytes   int64 // of the whole file system; ignored with From
-	Kernel      string
-	Accel       string
-	Net         string
-	Policy      network.Policy // what the machine may reach while it is made; it is not kept
+	Arch          string
+	CPUs          int
+	MemoryBytes   int64
+	DiskBytes     int64 // of the whole file system; ignored with From
+	Kernel        string
+	Accel         string
+	Engine        string // empty: the host's own
+	EngineVersion string // empty: the engine's choice
+	Net           string
+	Policy        network.Policy // what the machine may reach while it is made; it is not kept
 
 	Steps        []Step
 	StartCommand string        // left running in the snapshot

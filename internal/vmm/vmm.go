@@ -88,21 +88,44 @@ type Config struct {
 	// Dir is a private folder of the machine's, with a short path (a socket is made in it). The caller removes it after Close.
 	Dir string
 
-	// Memory is mapped privately as the guest's RAM; the engine opens it again by descriptor and does not keep it.
+	// Memory is mapped privately as the guest's RAM; the engine opens it again by descriptor and does not keep it. An engine that can't boot on a file boots on
+	// zeroed memory of its own, which is the same as the empty file.
 	// The machine's VMM may run as another user: the file's mode must let that user read and write.
 	Memory *os.File
 
 	// Paged says that pages of Memory come at a cost, one by one: nothing of it is to be read that was not touched.
 	Paged bool
 
-	// Disk is a connected stream on which the caller serves the root disk as NBD. The engine takes the descriptor over. Nil: no disk.
+	// Disk is the root disk, nil for none: a connected stream on which the caller serves it as NBD or, for an engine with that need, a file or block device.
+	// The engine takes the descriptor over.
 	Disk *os.File
 
 	// Tap is the interface of a machine with NetTap. It is the caller's, who removes it after Close; the machine attaches to it.
 	Tap Tap
 
+	// Uffd is the socket of a process that serves the memory of a thawing machine page by page, in the place of Memory, which may then be nil. Only for engines
+	// that can use one.
+	Uffd string
+
 	Boot  *Boot
 	State []byte // device state as saved by SaveState of the same engine
+}
+
+// Needs is what an engine wants of its machines that others do not.
+type Needs struct {
+	DiskFile  bool // a disk that is a file or a block device, rather than an NBD stream
+	ELFKernel bool // on x86 a kernel that is an ELF file, rather than a bzImage
+}
+
+// Particular is implemented by engines that have needs.
+type Particular interface{ Needs() Needs }
+
+// NeedsOf returns an engine's needs.
+func NeedsOf(e Engine) Needs {
+	if p, ok := e.(Particular); ok {
+		return p.Needs()
+	}
+	return Needs{}
 }
 
 // Engine starts machines of one kind of VMM. Engines are safe for concurrent use.

@@ -11,7 +11,7 @@ const (
 	ParamRoot     = "spore.root="     // block device of the root file system; "none" stays in the initramfs (default /dev/vda)
 	ParamRootType = "spore.roottype=" // its file system type (default ext4)
 	ParamReadOnly = "spore.ro"        // mount it read-only
-	ParamPort     = "spore.port="     // name of the virtio-serial port to the host (default agent)
+	ParamPort     = "spore.port="     // name of the virtio-serial port to the host (default agent), or vsock:PORT
 )
 
 // Args are the agent's parameters, defaults filled in.

@@ -7,6 +7,7 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"time"
@@ -18,7 +19,7 @@ import (
 type Guest struct {
 	Args Args          // what the host asked for on the kernel's command line
 	Took time.Duration // from the kernel's start to the end of booting
-	Port *Port         // the stream to the host
+	Port net.Listener  // the stream to the host: a connection is a session
 }
 
 // Main boots the guest and runs serve, which answers the host's sessions. It does not return: the end of process 1 is the end of the machine. A
@@ -48,7 +49,7 @@ func run(serve func(Guest) error) error {
 	if err != nil {
 		return err
 	}
-	port, err := openPort(args.Port, portDeadline)
+	port, err := openHost(args.Port, portDeadline)
 	if err != nil {
 		return err
 	}

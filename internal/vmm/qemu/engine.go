@@ -1,7 +1,7 @@
 // Package qemu runs machines on a stock QEMU: hardware virtualization where KVM works, software emulation everywhere else, without root.
 //
 // A request goes through the files in this order: engine.go (what to run), probe.go and facts.go (what this host can do), args.go (QEMU's command line),
-// launch.go (the process and its cage), qmp.go (its control channel), machine.go (a running machine), dirty.go (which memory it has written).
+// qmp.go (its control channel), machine.go (a running machine). The process and its cage are package cage's, the memory that it has written package pagemap's.
 package qemu
 
 import (
@@ -49,7 +49,7 @@ func (e *Engine) Describe(ctx context.Context, arch string, accel vmm.Accel) (vm
 	}
 	if accel == vmm.KVM {
 		d.CPUModel = "host"
-		if d.CPUFlags, err = hostCPUFlags(); err != nil {
+		if d.CPUFlags, err = vmm.HostCPUFlags(); err != nil {
 			return vmm.Description{}, err
 		}
 	}

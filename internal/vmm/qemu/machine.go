@@ -10,14 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/cage"
+	"github.com/sporevm/spore/internal/vmm/pagemap"
 )
 
 // maxState bounds the device state that a VMM may hand us; real ones are about 10 KB.
@@ -25,50 +23,35 @@ const maxState = 64 << 20
 
 // machine is one QEMU process.
 type machine struct {
-	cmd     *exec.Cmd
-	pidfd   int // -1 where the kernel gave none
+	*cage.Process
 	monitor *monitor
-	console *console
 	agent   string // path of the socket behind the guest's agent port
 	state   *os.File
-	mapping mapping
+	memory  *pagemap.Memory
 	phases  vmm.Phases
-
-	closed atomic.Bool
-	done   chan struct{}
-	err    error
-	once   sync.Once
+	once    sync.Once
 }
 
 // start spawns QEMU as c says and returns when its CPUs run.
 func start(ctx context.Context, binary string, c vmm.Config, hw hardware, tscKHz int64) (_ *machine, err error) {
 	begin := time.Now()
-	m := &machine{console: new(console), agent: filepath.Join(c.Dir, "agent"), done: make(chan struct{}), pidfd: -1}
+	m := &machine{agent: filepath.Join(c.Dir, "agent")}
 	files, conn, err := m.channels(c)
 	if err != nil {
 		return nil, errors.Join(err, m.release())
 	}
-	m.cmd = exec.Command(binary, arguments(c, hw, tscKHz)...)
-	m.cmd.ExtraFiles = files
-	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
-	m.cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
-	m.cmd.Dir = "/"
-	m.cmd.SysProcAttr = nil
-	m.cmd.WaitDelay = time.Second
-	wait, err := launch(m.cmd, c.Paged)
+	cmd := exec.Command(binary, arguments(c, hw, tscKHz)...)
+	cmd.ExtraFiles = files
+	m.Process, err = cage.Start(cmd, cage.Options{Name: "qemu", User: cage.Unprivileged(), Paged: c.Paged})
 	m.handedOver(files, c.Memory)
 	if err != nil {
 		conn.Close()
 		return nil, errors.Join(err, m.release())
 	}
-	if fd, err := unix.PidfdOpen(m.cmd.Process.Pid, 0); err == nil {
-		m.pidfd = fd
-	}
 	m.monitor = newMonitor(conn)
-	go m.watch(wait)
 	defer func() {
 		if err != nil {
-			err = m.explain(err)
+			err = m.Explain(err)
 			m.Close()
 		}
 	}()
@@ -81,7 +64,7 @@ func start(ctx context.Context, binary string, c vmm.Config, hw hardware, tscKHz
 		return nil, err
 	}
 	m.phases = vmm.Phases{Spawn: spawned.Sub(begin), Load: time.Since(spawned)}
-	if m.mapping, err = findMapping(m.cmd.Process.Pid, c.Memory, c.MemoryBytes); err != nil {
+	if m.memory, err = pagemap.OfFile(m.PID(), c.Memory, c.MemoryBytes); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -94,7 +77,7 @@ func (m *machine) channels(c vmm.Config) (files []*os.File, conn net.Conn, err e
 			m.handedOver(files, c.Memory)
 		}
 	}()
-	ours, theirs, err := socketPair("monitor")
+	ours, theirs, err := cage.SocketPair("monitor")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,7 +94,7 @@ func (m *machine) channels(c vmm.Config) (files []*os.File, conn net.Conn, err e
 		return files, nil, fmt.Errorf("listening for the agent: %w", err)
 	}
 	files = append(files, agent)
-	if m.state, err = memoryFile("device state", nil); err != nil {
+	if m.state, err = cage.MemoryFile("device state", nil); err != nil {
 		return files, nil, err
 	}
 	files = append(files, c.Memory, m.state, c.Disk) // a nil file leaves its descriptor closed
@@ -123,7 +106,7 @@ func (m *machine) channels(c vmm.Config) (files []*os.File, conn net.Conn, err e
 	}
 	files = append(files, tap)
 	if c.State != nil {
-		incoming, err := memoryFile("device state", c.State)
+		incoming, err := cage.MemoryFile("device state", c.State)
 		if err != nil {
 			return files, nil, err
 		}
@@ -154,40 +137,6 @@ func (m *machine) handedOver(files []*os.File, memory *os.File) {
 	}
 }
 
-// watch notices the end of the process.
-func (m *machine) watch(wait func() error) {
-	err := wait()
-	if m.closed.Load() {
-		m.err = nil
-	} else if err == nil {
-		m.err = fmt.Errorf("%w: the guest has shut down%s", vmm.ErrDead, m.lastWords())
-	} else {
-		m.err = fmt.Errorf("%w: qemu: %w%s", vmm.ErrDead, err, m.lastWords())
-	}
-	close(m.done)
-}
-
-func (m *machine) lastWords() string {
-	log := m.console.String()
-	if log == "" {
-		return ""
-	}
-	return "\nits last output:\n" + log
-}
-
-// explain adds the reason of a death to an error that is likely its consequence.
-func (m *machine) explain(err error) error {
-	if !errors.Is(err, vmm.ErrDead) {
-		return err
-	}
-	select {
-	case <-m.done:
-		return m.err
-	case <-time.After(time.Second):
-		return err
-	}
-}
-
 // Dial implements [vmm.Machine].
 func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", m.agent)
@@ -199,12 +148,12 @@ func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 
 // Stop implements [vmm.Machine].
 func (m *machine) Stop(ctx context.Context) error {
-	return m.explain(m.monitor.execute(ctx, "stop", nil, nil))
+	return m.Explain(m.monitor.execute(ctx, "stop", nil, nil))
 }
 
 // Continue implements [vmm.Machine].
 func (m *machine) Continue(ctx context.Context) error {
-	return m.explain(m.monitor.execute(ctx, "cont", nil, nil))
+	return m.Explain(m.monitor.execute(ctx, "cont", nil, nil))
 }
 
 // SaveState implements [vmm.Machine].
@@ -212,7 +161,7 @@ func (m *machine) SaveState(ctx context.Context) ([]byte, error) {
 	path := fmt.Sprintf("/proc/self/fd/%d", fdState)
 	err := m.monitor.execute(ctx, "xen-save-devices-state", map[string]any{"filename": path, "live": false}, nil)
 	if err != nil {
-		return nil, m.explain(err)
+		return nil, m.Explain(err)
 	}
 	info, err := m.state.Stat()
 	if err != nil {
@@ -229,36 +178,10 @@ func (m *machine) SaveState(ctx context.Context) ([]byte, error) {
 }
 
 // Dirty implements [vmm.Machine].
-func (m *machine) Dirty(context.Context) (*block.Set, error) {
-	return dirtyPages(m.cmd.Process.Pid, m.mapping)
-}
+func (m *machine) Dirty(context.Context) (*block.Set, error) { return m.memory.Dirty() }
 
 // ReadMemory implements [vmm.Machine].
-func (m *machine) ReadMemory(p []byte, off int64) error {
-	if size := int64(m.mapping.end - m.mapping.start); off < 0 || off > size || int64(len(p)) > size-off {
-		return fmt.Errorf("reading guest memory: %d bytes at %d are outside of it", len(p), off)
-	}
-	return readMemory(m.cmd.Process.Pid, p, m.mapping.start+uint64(off))
-}
-
-// Done implements [vmm.Machine].
-func (m *machine) Done() <-chan struct{} { return m.done }
-
-// Err implements [vmm.Machine].
-func (m *machine) Err() error {
-	select {
-	case <-m.done:
-		return m.err
-	default:
-		return nil
-	}
-}
-
-// Log implements [vmm.Machine].
-func (m *machine) Log() string { return m.console.String() }
-
-// PID implements [vmm.Machine].
-func (m *machine) PID() int { return m.cmd.Process.Pid }
+func (m *machine) ReadMemory(p []byte, off int64) error { return m.memory.Read(p, off) }
 
 // Phases implements [vmm.Machine].
 func (m *machine) Phases() vmm.Phases { return m.phases }
@@ -267,31 +190,16 @@ func (m *machine) Phases() vmm.Phases { return m.phases }
 func (m *machine) Close() error {
 	var err error
 	m.once.Do(func() {
-		m.closed.Store(true)
-		m.kill()
-		<-m.done
+		m.End()
 		m.monitor.conn.Close()
 		err = m.release()
 	})
 	return err
 }
 
-// kill ends the process by its pidfd, which can't hit another process that got the same number.
-func (m *machine) kill() {
-	if m.pidfd >= 0 {
-		unix.PidfdSendSignal(m.pidfd, unix.SIGKILL, nil, 0)
-		return
-	}
-	m.cmd.Process.Signal(syscall.SIGKILL)
-}
-
 // release frees what belongs to the machine besides its process.
 func (m *machine) release() error {
 	var errs []error
-	if m.pidfd >= 0 {
-		unix.Close(m.pidfd)
-		m.pidfd = -1
-	}
 	if m.state != nil {
 		errs = append(errs, m.state.Close())
 	}

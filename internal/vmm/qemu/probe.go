@@ -8,11 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/cage"
 )
 
 // probeGuest is assembled from probe/guest.asm.
@@ -87,7 +87,7 @@ func probeKVM(ctx context.Context, binary string) KVMStatus {
 // bootProbe runs the probe guest.
 func bootProbe(ctx context.Context, binary string, accel vmm.Accel) KVMStatus {
 	const hint = "the host's KVM can't run ordinary guests; load kvm_intel or kvm_amd on hardware with virtualization"
-	rom, err := memoryFile("probe", probeROM())
+	rom, err := cage.MemoryFile("probe", probeROM())
 	if err != nil {
 		return KVMStatus{Reason: err.Error(), Hint: hint}
 	}
@@ -98,7 +98,7 @@ func bootProbe(ctx context.Context, binary string, accel vmm.Accel) KVMStatus {
 	if accel == vmm.TCG {
 		cpu = "max"
 	}
-	output := new(console)
+	output := new(cage.Console)
 	cmd := exec.CommandContext(ctx, binary, "-machine", "microvm", "-accel", string(accel), "-cpu", cpu, "-m", "16M", "-nodefaults", "-no-user-config",
 		"-display", "none", "-bios", "/proc/self/fd/3", "-device", "isa-debug-exit,iobase=0x501,iosize=2")
 	cmd.ExtraFiles = []*os.File{rom}
@@ -127,18 +127,4 @@ func probeROM() []byte {
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line
-}
-
-// hostCPUFlags returns what the host's CPU offers to a guest that sees it as it is, in ascending order.
-func hostCPUFlags() ([]string, error) {
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return nil, fmt.Errorf("reading the CPU's flags: %w", err)
-	}
-	for line := range strings.Lines(string(info)) {
-		if name, flags, ok := strings.Cut(line, ":"); ok && (strings.TrimSpace(name) == "flags" || strings.TrimSpace(name) == "Features") {
-			return slices.Sorted(slices.Values(strings.Fields(flags))), nil
-		}
-	}
-	return nil, errors.New("reading the CPU's flags: /proc/cpuinfo lists none")
 }

@@ -18,10 +18,25 @@ import (
 	"github.com/sporevm/spore/internal/vmm"
 )
 
-// counter is assembled from guest/counter.asm.
-//
-//go:embed guest/counter.elf
-var counter []byte
+// The guests are assembled from the sources of the same name.
+var (
+	//go:embed guest/counter.elf
+	counter []byte
+	//go:embed guest/counter64.elf
+	counter64 []byte
+)
+
+// Guest is what the contract's machines run.
+type Guest struct {
+	elf  []byte
+	step uint32 // how far it counts between two dots, and between two pages
+}
+
+// PVH is the guest for engines that enter it by its PVH note.
+func PVH() Guest { return Guest{elf: counter, step: 1 << 20} }
+
+// Long is the guest for engines that enter it in 64-bit mode.
+func Long() Guest { return Guest{elf: counter64, step: 1 << 14} }
 
 const (
 	memorySize    = 64 << 20
@@ -29,9 +44,9 @@ const (
 	pageSize      = block.DefaultBlockSize
 )
 
-// Run runs the contract on an engine with the given accelerator.
-func Run(t *testing.T, engine vmm.Engine, accel vmm.Accel) {
-	h := harness{engine: engine, accel: accel}
+// Run runs the contract on an engine with the given accelerator and guest.
+func Run(t *testing.T, engine vmm.Engine, accel vmm.Accel, guest Guest) {
+	h := harness{engine: engine, accel: accel, guest: guest}
 	for name, test := range map[string]func(*testing.T, harness){
 		"runs":                       testRuns,
 		"stops and goes on":          testStop,
@@ -50,14 +65,21 @@ func Run(t *testing.T, engine vmm.Engine, accel vmm.Accel) {
 type harness struct {
 	engine vmm.Engine
 	accel  vmm.Accel
+	guest  Guest
 }
 
-// config describes the counting machine, with empty memory.
 func (h harness) config(t *testing.T) vmm.Config {
+	c := Config(t, h.guest)
+	c.Accel = h.accel
+	return c
+}
+
+// Config describes the counting machine, with empty memory. Its memory's file is closed, and its folder removed, at the end of the test.
+func Config(t *testing.T, guest Guest) vmm.Config {
 	t.Helper()
 	dir := t.TempDir()
 	kernel := filepath.Join(dir, "counter.elf")
-	if err := os.WriteFile(kernel, counter, 0o644); err != nil {
+	if err := os.WriteFile(kernel, guest.elf, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	run, err := os.MkdirTemp("", "vmm") // short: a socket is made in it
@@ -69,7 +91,7 @@ func (h harness) config(t *testing.T) vmm.Config {
 		t.Fatal(err)
 	}
 	return vmm.Config{
-		Name: "counter", Arch: "amd64", CPUs: 1, MemoryBytes: memorySize, Accel: h.accel, Network: vmm.NetNone, Dir: run,
+		Name: "counter", Arch: "amd64", CPUs: 1, MemoryBytes: memorySize, Network: vmm.NetNone, Dir: run,
 		Memory: memoryFile(t), Boot: &vmm.Boot{Kernel: kernel, Initramfs: filepath.Join(dir, "initrd")},
 	}
 }
@@ -97,8 +119,8 @@ func (h harness) start(t *testing.T, c vmm.Config) vmm.Machine {
 	return m
 }
 
-// count reads the guest's counter.
-func count(t *testing.T, m vmm.Machine) uint32 {
+// Count reads the guest's counter.
+func Count(t *testing.T, m vmm.Machine) uint32 {
 	t.Helper()
 	var p [4]byte
 	if err := m.ReadMemory(p[:], counterOffset); err != nil {
@@ -107,23 +129,23 @@ func count(t *testing.T, m vmm.Machine) uint32 {
 	return binary.LittleEndian.Uint32(p[:])
 }
 
-// waitCount waits until the counter has passed least.
-func waitCount(t *testing.T, m vmm.Machine, least uint32) uint32 {
+// WaitCount waits until the counter has passed least.
+func WaitCount(t *testing.T, m vmm.Machine, least uint32) uint32 {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		if n := count(t, m); n > least {
+		if n := Count(t, m); n > least {
 			return n
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the counter stands at %d after 30 s; log: %q", count(t, m), m.Log())
+			t.Fatalf("the counter stands at %d after 30 s; log: %q", Count(t, m), m.Log())
 		}
 	}
 }
 
 func testRuns(t *testing.T, h harness) {
 	m := h.start(t, h.config(t))
-	waitCount(t, m, 1<<20)
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(m.Log(), "."); time.Sleep(time.Millisecond) {
+	WaitCount(t, m, h.guest.step)
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(m.Log(), ".."); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the guest's serial port is not in the log: %q", m.Log())
 		}
@@ -135,23 +157,23 @@ func testRuns(t *testing.T, h harness) {
 
 func testStop(t *testing.T, h harness) {
 	ctx, m := t.Context(), h.start(t, h.config(t))
-	waitCount(t, m, 0)
+	WaitCount(t, m, 0)
 	if err := m.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	stopped := count(t, m)
+	stopped := Count(t, m)
 	time.Sleep(20 * time.Millisecond)
-	if now := count(t, m); now != stopped {
+	if now := Count(t, m); now != stopped {
 		t.Errorf("a stopped machine counts on, from %d to %d", stopped, now)
 	}
 	if err := m.Continue(ctx); err != nil {
 		t.Fatal(err)
 	}
-	waitCount(t, m, stopped)
+	WaitCount(t, m, stopped)
 }
 
-// freeze stops a machine and returns its state and its memory as a file of its own, made of the memory that it started from and of its dirty pages.
-func freeze(t *testing.T, m vmm.Machine, base *os.File) (state []byte, memory *os.File, dirty *block.Set) {
+// Freeze stops a machine and returns its state and its memory as a file of its own, made of the memory that it started from and of its dirty pages.
+func Freeze(t *testing.T, m vmm.Machine, base *os.File) (state []byte, memory *os.File, dirty *block.Set) {
 	t.Helper()
 	ctx := t.Context()
 	if err := m.Stop(ctx); err != nil {
@@ -198,11 +220,11 @@ func freeze(t *testing.T, m vmm.Machine, base *os.File) (state []byte, memory *o
 func testThaw(t *testing.T, h harness) {
 	c := h.config(t)
 	m := h.start(t, c)
-	waitCount(t, m, 1<<20)
+	WaitCount(t, m, h.guest.step)
 	memory := c.Memory
 	for generation := range 3 {
-		state, next, dirty := freeze(t, m, memory)
-		frozen := count(t, m)
+		state, next, dirty := Freeze(t, m, memory)
+		frozen := Count(t, m)
 		if !dirty.Contains(counterOffset / pageSize) {
 			t.Fatalf("generation %d: the counter's page is not dirty", generation)
 		}
@@ -213,7 +235,7 @@ func testThaw(t *testing.T, h harness) {
 		thawed := h.config(t)
 		thawed.Boot, thawed.State, thawed.Memory = nil, state, next
 		m, memory = h.start(t, thawed), next
-		now := waitCount(t, m, frozen)
+		now := WaitCount(t, m, frozen)
 		if now > frozen+1<<31 {
 			t.Fatalf("generation %d: the counter went from %d to %d", generation, frozen, now)
 		}
@@ -224,8 +246,8 @@ func testThaw(t *testing.T, h harness) {
 func testShare(t *testing.T, h harness) {
 	c := h.config(t)
 	m := h.start(t, c)
-	waitCount(t, m, 1<<20)
-	state, memory, _ := freeze(t, m, c.Memory)
+	WaitCount(t, m, h.guest.step)
+	state, memory, _ := Freeze(t, m, c.Memory)
 	m.Close()
 	content, err := os.ReadFile(memory.Name())
 	if err != nil {
@@ -237,13 +259,13 @@ func testShare(t *testing.T, h harness) {
 		fork.Boot, fork.State, fork.Memory = nil, state, memory
 		forks[i] = h.start(t, fork)
 	}
-	first := waitCount(t, forks[0], binary.LittleEndian.Uint32(content[counterOffset:]))
+	first := WaitCount(t, forks[0], binary.LittleEndian.Uint32(content[counterOffset:]))
 	if err := forks[1].Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	second := count(t, forks[1])
-	waitCount(t, forks[0], first)
-	if now := count(t, forks[1]); now != second {
+	second := Count(t, forks[1])
+	WaitCount(t, forks[0], first)
+	if now := Count(t, forks[1]); now != second {
 		t.Error("one fork's counting is seen by the other")
 	}
 	after, err := os.ReadFile(memory.Name())

@@ -1,4 +1,6 @@
-package qemu
+// Package cage holds what every engine does with a VMM's process: it is born with the descriptors that it was handed and no others, as an ordinary user where it can
+// be, can't outlive us, can't punch holes into the files that it maps, and is watched until its end.
+package cage
 
 import (
 	"errors"
@@ -13,21 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// vmmUser is the user and group that a VMM runs as when spore itself runs as root. It is a number, not a name, so that nothing has to be created
+// User is the user and group that a VMM runs as when spore itself runs as root. It is a number, not a name, so that nothing has to be created
 // on the host; it owns no files, and all that a VMM needs is handed to it as open descriptors.
-const vmmUser = 64235
+const User = 64235
 
-// launch starts cmd so that it can't outlive this process and can't punch holes into the files it maps. It returns when the process runs; the
-// caller waits for it. paged is as in vmm.Config.
+// launch starts cmd as its options say, so that it can't outlive this process and can't punch holes into the files it maps. It returns when the process runs;
+// the caller waits for it.
 //
 // The thread that starts the process is given to it for life: the kernel ties "die with your parent" to the parent's thread, and a seccomp filter
 // set on a thread is inherited by what the thread starts. The thread ends with the process and is never used for anything else.
-func launch(cmd *exec.Cmd, paged bool) (wait func() error, err error) {
-	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() == 0 {
-		attr.Credential = &syscall.Credential{Uid: vmmUser, Gid: vmmUser, Groups: kvmGroup()}
-	}
-	cmd.SysProcAttr = attr
+func launch(cmd *exec.Cmd, o Options) (wait func() error, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: o.User}
 
 	// Descriptors that our own parent left open for us are not for the VMM. Go's own are closed on exec already.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -37,7 +35,7 @@ func launch(cmd *exec.Cmd, paged bool) (wait func() error, err error) {
 	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
-		if err := filterCalls(paged); err != nil {
+		if err := errors.Join(enter(o.NetNS), filterCalls(o.Paged)); err != nil {
 			started <- err
 			return
 		}
@@ -52,6 +50,30 @@ func launch(cmd *exec.Cmd, paged bool) (wait func() error, err error) {
 		return nil, err
 	}
 	return func() error { return <-ended }, nil
+}
+
+// enter moves this thread, and with it what it starts, into a network namespace.
+func enter(netns string) error {
+	if netns == "" {
+		return nil
+	}
+	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: netns, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering the network namespace %s: %w", netns, err)
+	}
+	return nil
+}
+
+// Unprivileged returns whom a VMM runs as when we are root, and nil when we are not: then it runs as our user.
+func Unprivileged() *syscall.Credential {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &syscall.Credential{Uid: User, Gid: User, Groups: kvmGroup()}
 }
 
 // kvmGroup returns the group of /dev/kvm where only its group may open it, so that the unprivileged VMM can.
@@ -107,8 +129,8 @@ func filterCalls(paged bool) error {
 	return nil
 }
 
-// socketPair returns two connected stream sockets: ours as a file, and the one to hand over.
-func socketPair(name string) (ours, theirs *os.File, err error) {
+// SocketPair returns two connected stream sockets: ours as a file, and the one to hand over.
+func SocketPair(name string) (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("making the %s channel: %w", name, err)
@@ -116,21 +138,22 @@ func socketPair(name string) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
 }
 
-// memoryFile returns an anonymous file that any process which is handed its descriptor may open again.
-func memoryFile(name string, content []byte) (*os.File, error) {
+// MemoryFile returns an anonymous file that any process which is handed its descriptor may open again.
+func MemoryFile(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("making memory for the %s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	if err := errors.Join(f.Chmod(0o666), writeAt(f, content)); err != nil {
+	if err := errors.Join(f.Chmod(0o666), WriteAt(f, content)); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("filling the %s: %w", name, err)
 	}
 	return f, nil
 }
 
-func writeAt(f *os.File, p []byte) error {
+// WriteAt writes p to the beginning of f.
+func WriteAt(f *os.File, p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}

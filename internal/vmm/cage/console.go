@@ -1,4 +1,4 @@
-package qemu
+package cage
 
 import (
 	"strings"
@@ -8,14 +8,15 @@ import (
 // consoleBytes is how much of a machine's output is kept: enough for a kernel's last words.
 const consoleBytes = 32 << 10
 
-// console keeps the end of what the VMM and the guest's serial port print. Writing to it never blocks, so a chatty guest can't stall its VMM.
-type console struct {
+// Console keeps the end of what the VMM and the guest's serial port print. Writing to it never blocks, so a chatty guest can't stall its VMM.
+type Console struct {
 	mu   sync.Mutex
 	tail []byte
 	cut  bool
 }
 
-func (c *console) Write(p []byte) (int, error) {
+// Write implements [io.Writer] and never fails.
+func (c *Console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tail = append(c.tail, p...)
@@ -27,7 +28,7 @@ func (c *console) Write(p []byte) (int, error) {
 }
 
 // String returns the kept output as printable text.
-func (c *console) String() string {
+func (c *Console) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	text := strings.Map(func(r rune) rune {

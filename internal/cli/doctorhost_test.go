@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sporevm/spore/internal/vmm/firecracker"
+)
+
+// hostTree makes a host of files; a name that ends in a slash is a folder.
+func hostTree(t *testing.T, files map[string]string) hostFiles {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, "/") {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hostFiles(dir)
+}
+
+// TestHostChecks looks at hosts that lack one thing each.
+func TestHostChecks(t *testing.T) {
+	for what, c := range map[string]struct {
+		files               map[string]string
+		check               func(hostFiles) check
+		status, detail, fix string
+	}{
+		"intel":         {map[string]string{"sys/module/kvm_intel/": ""}, hostFiles.kvmModule, checkOK, "kvm_intel", ""},
+		"amd":           {map[string]string{"sys/module/kvm_amd/": ""}, hostFiles.kvmModule, checkOK, "kvm_amd", ""},
+		"intel missing": {map[string]string{"proc/cpuinfo": "flags\t\t: fpu vmx\n"}, hostFiles.kvmModule, checkWarn, "kvm_intel is not", "modprobe kvm_intel"},
+		"amd missing":   {map[string]string{"proc/cpuinfo": "flags\t\t: fpu svm\n"}, hostFiles.kvmModule, checkWarn, "kvm_amd is not", "modprobe kvm_amd"},
+		"no virtualization": {map[string]string{"proc/cpuinfo": "flags\t\t: fpu svmx\n", "sys/module/kvm_pvm/": ""}, hostFiles.kvmModule,
+			checkWarn, "kvm_pvm", "firmware"},
+		"no kvm":                 {nil, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn, "no /dev/kvm", "module"},
+		"faults of root's alone": {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(1) }, checkWarn, "/dev/userfaultfd", "udevadm"},
+		"faults by root":         {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(0) }, checkOK, "page by page", ""},
+		"faults by sysctl":       {map[string]string{"proc/sys/vm/unprivileged_userfaultfd": "1\n"}, func(h hostFiles) check { return h.userfault(1) }, checkOK, "page", ""},
+		"no faults":              {map[string]string{"proc/sys/vm/unprivileged_userfaultfd": "0\n"}, func(h hostFiles) check { return h.userfault(1) }, checkWarn, "root", "sysctl"},
+		"huge pages":             {map[string]string{"proc/meminfo": "MemTotal: 1 kB\nHugePages_Total:     512\n"}, hostFiles.hugePages, checkOK, "512", ""},
+		"no huge pages":          {map[string]string{"proc/meminfo": "HugePages_Total:       0\n"}, hostFiles.hugePages, checkOK, "none", "nr_hugepages"},
+		"huge pages n/a":         {nil, hostFiles.hugePages, checkOK, "kernel has none", ""},
+		"nbd":                    {map[string]string{"sys/module/nbd/parameters/nbds_max": "4096\n"}, hostFiles.nbdModule, checkOK, "4096", ""},
+		"no nbd":                 {nil, hostFiles.nbdModule, checkWarn, "not loaded", "modprobe nbd"},
+		"no udev":                {nil, hostFiles.nbdRule, checkOK, "no udev", ""},
+		"no rule":                {map[string]string{"lib/udev/rules.d/50-a.rules": "KERNEL==\"nbd*\", MODE=\"0600\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
+		"a rule as words":        {map[string]string{"etc/udev/rules.d/50-a.rules": "# KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
+		"a rule": {map[string]string{"etc/udev/rules.d/97-nbd.rules": "ACTION==\"add|change\", KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule,
+			checkOK, "/etc/udev/rules.d/97-nbd.rules", ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			if runtime.GOARCH != "amd64" && strings.Contains(c.detail, "kvm_") {
+				t.Skip("modules of x86")
+			}
+			got := c.check(hostTree(t, c.files))
+			if got.Status != c.status || !strings.Contains(got.Detail, c.detail) || !strings.Contains(got.Fix, c.fix) || (c.fix == "") != (got.Fix == "") {
+				t.Errorf("%+v, want %s, %q and %q", got, c.status, c.detail, c.fix)
+			}
+		})
+	}
+}
+
+// TestKVMPermission looks at devices that some may open.
+func TestKVMPermission(t *testing.T) {
+	h := hostTree(t, map[string]string{"dev/kvm": ""})
+	for _, c := range []struct {
+		mode   os.FileMode
+		uid    int
+		status string
+		fix    string
+	}{{0o666, 0, checkOK, ""}, {0o666, 1, checkOK, ""}, {0o600, 0, checkWarn, "65-kvm.rules"}} {
+		if err := os.Chmod(h.path("/dev/kvm"), c.mode); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.kvmPermission(c.uid); got.Status != c.status || !strings.Contains(got.Fix, c.fix) || len(got.stops) > 0 {
+			t.Errorf("mode %o as %d: %+v", c.mode, c.uid, got)
+		}
+	}
+}
+
+// TestFirecrackerCheck looks for binaries that are missing, broken, too old, known to be bad, and good.
+func TestFirecrackerCheck(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", "/usr/bin:/bin")
+	binary := func(version string) firecracker.Programs {
+		path := filepath.Join(dir, version, runtime.GOARCH, "firecracker")
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho Firecracker v"+version+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return firecracker.Programs{VersionsDir: dir, Version: version}
+	}
+	for _, c := range []struct {
+		programs firecracker.Programs
+		arch     string
+		status   string
+		words    string
+	}{
+		{firecracker.Programs{VersionsDir: dir + "/none"}, runtime.GOARCH, checkWarn, "not installed"},
+		{binary("1.9.0"), runtime.GOARCH, checkWarn, "1.10.0 or later"},
+		{binary("1.16.0"), runtime.GOARCH, checkWarn, "vsock"},
+		{binary("1.16.1"), runtime.GOARCH, checkOK, "1.16.1"},
+		{binary("1.99.0"), runtime.GOARCH, checkWarn, "newer"},
+		{binary("nonsense"), runtime.GOARCH, checkWarn, "no version"},
+		{binary("1.16.1"), "other", checkWarn, "other"},
+	} {
+		got := checkFirecracker(t.Context(), c.programs, c.arch)
+		if got.Status != c.status || !strings.Contains(got.Detail, c.words) || (got.Status == checkOK || c.words == "newer") != (len(got.stops) == 0) {
+			t.Errorf("%+v: %+v, want %s and %q", c.programs, got, c.status, c.words)
+		}
+		if len(got.stops) > 0 && got.Fix == "" && c.arch == runtime.GOARCH {
+			t.Errorf("%+v: no way to mend %q", c.programs, got.Detail)
+		}
+	}
+}
+
+// TestEngineStates checks whom what stops.
+func TestEngineStates(t *testing.T) {
+	for what, c := range map[string]struct {
+		checks            []check
+		qemu, firecracker []string
+	}{
+		"nothing":   {[]check{{Name: "a", Status: checkOK}, {Name: "b", Status: checkWarn}}, nil, nil},
+		"no QEMU":   {[]check{{Name: engineQEMU, Status: checkFail}}, []string{engineQEMU}, nil},
+		"no kernel": {[]check{{Name: "kernel", Status: checkFail}}, []string{"kernel"}, []string{"kernel"}},
+		"no KVM":    {[]check{{Name: "kvm", Status: checkWarn, stops: []string{engineFirecracker}}}, nil, []string{"kvm"}},
+	} {
+		s := engineStates(c.checks)
+		for engine, want := range map[string][]string{engineQEMU: c.qemu, engineFirecracker: c.firecracker} {
+			if got := s[engine]; got.Ready != (len(want) == 0) || !slices.Equal(got.Missing, want) && len(want)+len(got.Missing) > 0 {
+				t.Errorf("%s: %s is %+v, want missing %q", what, engine, got, want)
+			}
+		}
+	}
+}
