@@ -2,6 +2,7 @@ package fctest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"unsafe"
@@ -12,6 +13,7 @@ import (
 // From linux/userfaultfd.h.
 const (
 	uffdAPI         = 0xaa
+	userfaultNew    = 0xaa00
 	uffdioAPI       = 0xc018aa3f
 	uffdioRegister  = 0xc020aa00
 	registerMissing = 1
@@ -29,6 +31,27 @@ func mapAnonymous(p []byte) error {
 	return nil
 }
 
+// newUserfault asks the device for a userfaultfd or, where there is none, the system call.
+func newUserfault() (uintptr, error) {
+	const flags = unix.O_CLOEXEC | unix.O_NONBLOCK
+	device, err := unix.Open("/dev/userfaultfd", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, flags, 0, 0)
+		if errno != 0 {
+			return 0, fmt.Errorf("userfaultfd: %w", errno)
+		}
+		return fd, nil
+	} else if err != nil {
+		return 0, fmt.Errorf("/dev/userfaultfd: %w", err)
+	}
+	defer unix.Close(device)
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(device), userfaultNew, flags)
+	if errno != 0 {
+		return 0, fmt.Errorf("USERFAULTFD_IOC_NEW: %w", errno)
+	}
+	return fd, nil
+}
+
 // servedMemory maps memory whose pages the process at a socket serves, and hands it over as Firecracker does: one message, a list of regions and the
 // userfaultfd, on a connection that stays open.
 func servedMemory(socket string, size int) ([]byte, error) {
@@ -36,9 +59,9 @@ func servedMemory(socket string, size int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
-	if errno != 0 {
-		return nil, fmt.Errorf("userfaultfd: %w", errno)
+	fd, err := newUserfault()
+	if err != nil {
+		return nil, err
 	}
 	api := [3]uint64{uffdAPI, eventRemove, 0}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uffdioAPI, uintptr(unsafe.Pointer(&api))); errno != 0 {
