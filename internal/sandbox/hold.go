@@ -20,20 +20,14 @@ func (s *Sandbox) Hold(ctx context.Context) error {
 	if err := s.pausable(PauseSpec{}); err != nil {
 		return err
 	}
-	alive, cancel := s.whileAlive(ctx)
-	defer cancel()
-	if _, err := s.client.Quiesce(alive, api.QuiesceOptions{}); err != nil {
-		err = s.explain(alive, fmt.Errorf("stilling the guest: %w", err))
-		if s.Err() == nil {
-			err = errors.Join(err, s.revive(func(ctx context.Context) error { return s.wake(ctx, s.client) }))
-		}
+	if _, err := s.still(ctx, api.QuiesceOptions{}); err != nil {
 		return err
 	}
 	whole, done := uninterrupted()
 	defer done()
 	if err := s.machine.Stop(whole); err != nil {
 		s.fail(fmt.Errorf("stopping the machine: %w", err))
-		return s.explain(alive, err)
+		return s.explain(ctx, err)
 	}
 	s.held = true
 	return nil

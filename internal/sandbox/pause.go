@@ -138,21 +138,33 @@ func (s *Sandbox) pausable(spec PauseSpec) error {
 	}
 }
 
+// quiesceTimeout is longer than the guest itself takes to give up being still.
+const quiesceTimeout = 60 * time.Second
+
 // quiesce stills the guest and ends its session: no session outlives a snapshot.
 func (s *Sandbox) quiesce(ctx context.Context) (api.QuiesceReport, error) {
-	alive, cancel := s.whileAlive(ctx)
+	report, err := s.still(ctx, api.QuiesceOptions{DropCaches: s.before == nil, Compact: s.before == nil, FreezeFilesystem: true})
+	if err == nil {
+		s.client.Close()
+	}
+	return report, err
+}
+
+// still stills the guest. After an error it runs, or has ended.
+func (s *Sandbox) still(ctx context.Context, o api.QuiesceOptions) (api.QuiesceReport, error) {
+	timed, done := context.WithTimeoutCause(ctx, quiesceTimeout, fmt.Errorf("no answer in %v", quiesceTimeout))
+	defer done()
+	alive, cancel := s.whileAlive(timed)
 	defer cancel()
-	report, err := s.client.Quiesce(alive, api.QuiesceOptions{DropCaches: s.before == nil, Compact: s.before == nil, FreezeFilesystem: true})
+	report, err := s.client.Quiesce(alive, o)
 	if err != nil {
 		err = s.explain(alive, fmt.Errorf("stilling the guest: %w", err))
-		if ctx.Err() != nil && s.Err() == nil {
+		if timed.Err() != nil && s.Err() == nil {
 			// A guest that fails to be still goes on by itself; one that was not waited for may have succeeded.
 			err = errors.Join(err, s.revive(func(ctx context.Context) error { return s.wake(ctx, s.client) }))
 		}
-		return report, err
 	}
-	s.client.Close()
-	return report, nil
+	return report, err
 }
 
 // goOn lets a machine that was stopped run again, with a new session.
