@@ -22,7 +22,8 @@ import (
 // dataBytes is the size of the artifacts that are read and copied.
 const dataBytes = 512 << 20
 
-// Data measures snapshots at rest: reading, copying, mounting and comparing them, each against its baseline in the same run. It boots nothing.
+// Data measures snapshots at rest: reading, copying, mounting and comparing them, each against its baseline in the same
+// run, and waking one from afar.
 func Data(ctx context.Context, e Env) (_ *Report, err error) {
 	scratch, remove, err := e.Host.WorkDir("bench-")
 	if err != nil {
@@ -38,6 +39,7 @@ func Data(ctx context.Context, e Env) (_ *Report, err error) {
 		{"copy", s.copy},
 		{"100 generations", s.depth},
 		{"mount", s.mount},
+		{"wake from afar", s.far},
 	} {
 		e.Progress.Phase(part.name)
 		timed, cancel := context.WithTimeoutCause(ctx, partTimeout, fmt.Errorf("not done after %v", partTimeout))

@@ -91,6 +91,7 @@ func (s *engineSuite) cleanUp() error {
 func (s *engineSuite) machine(ctx context.Context, memory int64) (*snapshot.Snapshot, error) {
 	snap, err := s.Host.Create(ctx, sandbox.CreateSpec{
 		Image: s.Image, Arch: s.Arch, CPUs: 1, MemoryBytes: memory, DiskBytes: engineDisk, Accel: s.Accel,
+		NoPrefetch: true, // it is woken here, and from nowhere else
 	}, sandbox.NoProgress{})
 	if err == nil {
 		s.made = append(s.made, snap.ID())

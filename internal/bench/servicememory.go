@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -71,8 +72,14 @@ func (s *serviceSuite) memory(ctx context.Context) error {
 			b.close()
 		}
 	}()
-	for range pssForks {
-		b, client, err := floor.woken(ctx)
+	for n := range pssForks {
+		// Each has a disk of its own, for QEMU locks the file.
+		own := *floor
+		own.wake.disk = filepath.Join(s.scratch, fmt.Sprint("disk", n))
+		if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", floor.wake.disk, own.wake.disk).CombinedOutput(); err != nil {
+			return fmt.Errorf("copying the disk: %w: %s", err, out)
+		}
+		b, client, err := own.woken(ctx)
 		if err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ type Suite struct {
 func Suites() []Suite {
 	return []Suite{
 		{Name: "engine", Short: "create, wake and pause machines, against bare QEMU in the same run", Run: Engine},
-		{Name: "data", Short: "read, copy, mount and compare snapshots at rest, against cat, cp and the kernel in the same run", Run: Data},
+		{Name: "data", Short: "read, copy, mount and compare snapshots at rest, against cat, cp and the kernel in the same run; wake them from afar", Run: Data},
 		{Name: "service", Short: "sandboxes of a daemon, through its API, against the engine and bare QEMU in the same run", Run: Service},
 	}
 }

@@ -115,7 +115,8 @@ func (a *app) root() *cobra.Command {
 		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.pushCommand(), a.pullCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
 		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.portForwardCommand(), a.keyCommand(),
 		a.benchCommand(), a.doctorCommand(),
-		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(), a.serveMountCommand(),
+		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(),
+		a.serveMountCommand(), a.serveMemoryCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

@@ -10,11 +10,14 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/block"
+	"github.com/sporevm/spore/internal/block/framecache"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
 )
 
-// dropCaches makes the host forget what it has cached in memory of a snapshot: its own files, those of the layers it stands on, and its flat memory.
-// This needs no privilege. Root drops everything else too: the VMM's program, for one.
+// dropCaches makes the host forget what it has cached of a snapshot: in memory its own files, those of the layers it stands on, and its flat memory; of one
+// from afar what was fetched. This needs no privilege. Root drops everything else too.
 func (a *app) dropCaches(ctx context.Context, w waker) error {
 	p, err := a.paths()
 	if err != nil {
@@ -25,6 +28,11 @@ func (a *app) dropCaches(ctx context.Context, w waker) error {
 		return err
 	}
 	defer snap.Close()
+	if w.host.Snapshots.IsFar() {
+		dropFrames(snap, filepath.Join(p.Cache, "frames"))
+		dropPages()
+		return nil
+	}
 	flat, err := w.host.Snapshots.FlatMemory(ctx, snap, sandbox.NoProgress{}.Advance)
 	if err != nil {
 		return err
@@ -38,12 +46,32 @@ func (a *app) dropCaches(ctx context.Context, w waker) error {
 			return err
 		}
 	}
+	dropPages()
+	return nil
+}
+
+// dropFrames forgets what was fetched of a snapshot from afar.
+func dropFrames(snap *snapshot.Snapshot, dir string) {
+	cache := framecache.Open(dir, 0)
+	for _, image := range []*block.Reader{snap.Disk(), snap.Memory()} {
+		if image == nil {
+			continue
+		}
+		for _, layer := range image.Header().Layers {
+			for _, frame := range layer.Frames {
+				cache.Drop(frame.Digest)
+			}
+		}
+	}
+}
+
+// dropPages has root's kernel forget everything that it has cached of files: of the VMM's program, for one.
+func dropPages() {
 	if os.Geteuid() == 0 {
 		unix.Sync()
 		// A container's /proc may be read-only; the snapshot's own pages are gone in any case.
 		_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 	}
-	return nil
 }
 
 func evictFolder(dir string) error {

@@ -21,6 +21,7 @@ type createFlags struct {
 	start, ready string
 	readyTimeout time.Duration
 	noCache      bool
+	noPrefetch   bool
 }
 
 func (a *app) createCommand() *cobra.Command {
@@ -35,7 +36,10 @@ IMAGE is a registry reference (debian:12), an OCI layout (oci:DIR[:TAG]), an arc
 
 Steps are carried out in the order in which they are given. Each is kept as a layer under the hash of all that it depends on, so the next creation with the
 same beginning starts after it. The start command is left running in the snapshot. The ready command is retried every 2 s until it succeeds, for
-as long as --ready-timeout says.`,
+as long as --ready-timeout says.
+
+In the end the snapshot is woken twice, to learn which memory it touches until it has answered and run a first command: when it wakes from a bucket one day,
+that is fetched ahead. This takes FUSE and root; without them, or with --no-prefetch, nothing is learned, and waking from afar is slower.`,
 		Example: `  spore create apt:bookworm/python3-minimal -t py
   spore create debian:12 --run 'apt-get update' --copy ./app:/srv/app --workdir /srv/app --start './serve' --ready 'test -e /run/ready'
   spore create --from py --run 'pip install flask' -t flask`,
@@ -61,6 +65,7 @@ as long as --ready-timeout says.`,
 	flags.StringVar(&f.ready, "ready", "", "command that succeeds once the machine is ready to be frozen")
 	flags.DurationVar(&f.readyTimeout, "ready-timeout", 10*time.Minute, "how long the ready command may take to succeed")
 	flags.StringArrayVar(&f.labels, "label", nil, "name=value to keep with the snapshot; may be repeated")
+	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "don't wake the snapshot twice to learn which memory it touches then")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run all steps, even those whose result is known")
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	_ = c.RegisterFlagCompletionFunc("from", a.completeSnapshots)
@@ -84,6 +89,12 @@ func (a *app) create(cmd *cobra.Command, f createFlags, args []string) error {
 		if err := f.inherit(cmd, host, &spec); err != nil {
 			return err
 		}
+	}
+	if spec.Policy, err = f.machine.reach.policy(); err != nil { // only now: the kind of network may have been inherited
+		return err
+	}
+	if err := spec.Check(); err != nil {
+		return usageErrorf("%v", err)
 	}
 	progress := a.show()
 	snap, err := host.Create(ctx, spec, progress)
@@ -120,7 +131,7 @@ func (f *createFlags) spec(a *app, args []string) (sandbox.CreateSpec, error) {
 	}
 	spec.From, spec.Names, spec.Steps = f.from, f.names, f.steps.list
 	spec.StartCommand, spec.ReadyCommand, spec.NoCache = f.start, f.ready, f.noCache
-	spec.ReadyTimeout = f.readyTimeout
+	spec.ReadyTimeout, spec.NoPrefetch = f.readyTimeout, f.noPrefetch
 	if err := spec.Check(); err != nil {
 		return none, usageErrorf("%v", err)
 	}

@@ -25,6 +25,7 @@ type resumeFlags struct {
 	iterations       int
 	cold, noPrefetch bool
 	accel            string
+	reach            reachFlags
 
 	pause                                 bool
 	signalPause, cmdPause, cmdSignalPause string
@@ -42,6 +43,9 @@ func (a *app) resumeCommand() *cobra.Command {
 With --iterations N it is woken N times instead, and each wake is timed from the call until the guest's agent has answered, by phases:
 open (description and device state, read and checked), memory (laid out flat in the cache: real work only the first time on a host), spawn (start of the VMM's
 process), load (device state into it), wake (identity handed over and confirmed).
+
+From a bucket memory is not laid out: pages come over when they are touched, and those that create has seen touched come a little before. That takes FUSE and
+root; without them all of memory comes first.
 
 With one of the pause flags it is frozen again, as a child whose id is printed:
   --pause                  at once
@@ -61,6 +65,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags.StringVar(&f.to, "to", "", "UUID of the child to freeze (default: a new one)")
 	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the child; may be repeated")
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
+	f.reach.register(flags)
 	a.trustFlags(flags)
 	return c
 }
@@ -69,7 +74,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 func (f *resumeFlags) register(flags *pflag.FlagSet) {
 	flags.IntVar(&f.iterations, "iterations", 0, "wake so many times and report how long it took; 0: once, for a shell")
 	flags.BoolVar(&f.cold, "cold", false, "from the second iteration on, drop what the host has cached of the snapshot first")
-	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "accepted for compatibility: this engine maps memory and has no prefetch to turn off")
+	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "from a bucket: fetch memory when it is touched, and none of it before")
 	flags.BoolVar(&f.pause, "pause", false, "freeze again at once")
 	flags.StringVar(&f.signalPause, "signal-pause", "", "freeze again when spore receives this signal")
 	flags.StringVar(&f.cmdPause, "cmd-pause", "", "freeze again if this command succeeds in the guest")
@@ -140,14 +145,15 @@ func (a *app) resume(ctx context.Context, ref string, f resumeFlags) (err error)
 	if err != nil {
 		return err
 	}
-	if f.noPrefetch {
-		a.say("--no-prefetch changes nothing: memory is mapped, not prefetched")
+	policy, err := f.reach.policy()
+	if err != nil {
+		return err
 	}
 	host, err := a.host(ctx)
 	if err != nil {
 		return err
 	}
-	w := waker{host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel}}
+	w := waker{host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel, NoPrefetch: f.noPrefetch, Policy: policy}}
 	if f.iterations > 0 && !f.pauses() {
 		return a.timeWakes(ctx, w, f.iterations, f.cold)
 	}

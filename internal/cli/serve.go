@@ -26,6 +26,7 @@ import (
 	"github.com/sporevm/spore/internal/console"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/sandboxapi"
+	"github.com/sporevm/spore/internal/sandboxapi/builds"
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -37,6 +38,7 @@ type serveFlags struct {
 	keys             string
 	origins          []string
 	domain           string
+	buildNet         string
 	onExit           string
 	exitTimeout      time.Duration
 	timeout, longest time.Duration
@@ -85,6 +87,7 @@ Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 	flags.DurationVar(&f.exitTimeout, "exit-timeout", 5*time.Minute, "how long pausing them may take; what is left then is killed")
 	flags.StringVar(&f.domain, "domain", "", "name under which the ports of sandboxes are found, as PORT-ID.NAME (default the name of each request)")
 	flags.StringArrayVar(&f.origins, "origin", nil, "origin of web pages that may use the API without a key; may be repeated")
+	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none or user")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	a.trustFlags(flags)
@@ -106,6 +109,9 @@ func (f *serveFlags) check() (o fleet.Options, keys sandboxapi.KeyPolicy, err er
 	}
 	if f.timeout <= 0 || f.longest < f.timeout {
 		return o, keys, usageErrorf("--default-timeout %v and --max-timeout %v: choose more than nothing, and the second no less than the first", f.timeout, f.longest)
+	}
+	if _, err := vmm.ParseNetwork(f.buildNet); err != nil {
+		return o, keys, usageErrorf("--build-net: %v", err)
 	}
 	if f.running < 0 || f.paused < 0 {
 		return o, keys, usageErrorf("--max-running and --max-paused can't be negative")
@@ -179,8 +185,13 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(o.StateDir, "builds"), Net: f.buildNet, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, templates.Close()) }()
 	api, err := sandboxapi.New(sandboxapi.Options{
-		Sandboxes: sandboxes, Snapshots: host.Snapshots, Keys: keys, Origins: f.origins, Domain: f.domain, Host: info,
+		Sandboxes: sandboxes, Snapshots: host.Snapshots, Builds: templates, Keys: keys, Origins: f.origins, Domain: f.domain, Host: info,
 		Check: func(ctx context.Context, secret string) (string, error) {
 			key, err := sandboxes.Keys().Check(ctx, secret)
 			return key.ID, err

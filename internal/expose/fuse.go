@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ type FUSEFile struct {
 	Name     string
 	Base     Base
 	Writable bool // then Base is a Disk
+	// Paged says that the file is memory, to be mapped and touched at random: the kernel then asks for single pages, and reads nothing ahead in
+	// any file of this server.
+	Paged bool
 }
 
 // FUSEServer serves disks as files of a FUSE file system that is mounted nowhere: each file is there as a descriptor alone, which can be passed to
@@ -30,20 +35,22 @@ type FUSEFile struct {
 // process of its own, or hand the descriptors on and leave them alone.
 type FUSEServer struct {
 	server *fuse.Server
-	files  map[string]int // descriptors
+	files  map[string]int    // descriptors
+	nodes  map[string]uint64 // numbers by which the kernel knows the files
 	ended  chan struct{}
 	once   sync.Once
 }
 
 // ServeFUSE serves files until Close. It needs /dev/fuse and the right to mount. trace, which may be nil, is told every request.
 func ServeFUSE(files []FUSEFile, trace *log.Logger) (*FUSEServer, error) {
-	tree := &fuseTree{RawFileSystem: fuse.NewDefaultRawFileSystem(), files: files}
-	for _, f := range files {
+	tree := &fuseTree{RawFileSystem: fuse.NewDefaultRawFileSystem(), files: files, inode: rand.Uint64N(1<<62) + 1<<32}
+	s := &FUSEServer{files: map[string]int{}, nodes: map[string]uint64{}, ended: make(chan struct{})}
+	for i, f := range files {
+		s.nodes[f.Name] = uint64(i) + 2
 		if _, writable := f.Base.(Disk); f.Writable && !writable {
 			return nil, fmt.Errorf("serving %s over FUSE: it can't be written to", f.Name)
 		}
 	}
-	s := &FUSEServer{files: map[string]int{}, ended: make(chan struct{})}
 	if err := s.open(tree, trace); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("serving files over FUSE: %w", err)
@@ -63,8 +70,14 @@ func (s *FUSEServer) open(tree *fuseTree, trace *log.Logger) error {
 		return err
 	}
 	defer unix.Close(root) // the files keep the file system
+	ahead := fuseRequest
+	for _, f := range tree.files {
+		if f.Paged {
+			ahead = 1 // none: less than a page, and 0 means the default
+		}
+	}
 	o := &fuse.MountOptions{
-		MaxWrite: fuseRequest, MaxReadAhead: fuseRequest, MaxBackground: 64, DisableXAttrs: true, DisableSplice: true,
+		MaxWrite: fuseRequest, MaxReadAhead: ahead, MaxBackground: 64, DisableXAttrs: true, DisableSplice: true,
 		Name: "spore", FsName: "spore", Logger: log.New(io.Discard, "", 0),
 	}
 	if trace != nil {
@@ -90,7 +103,9 @@ func (s *FUSEServer) open(tree *fuseTree, trace *log.Logger) error {
 		}
 		s.files[f.Name] = fd
 	}
-	readAhead(s.files)
+	if ahead == fuseRequest {
+		readAhead(s.files)
+	}
 	return nil
 }
 
@@ -139,6 +154,23 @@ func (s *FUSEServer) FD(name string) (int, bool) {
 	return fd, ok
 }
 
+// Store puts what a file holds at offset into the kernel's cache, so that nobody has to ask for it. It waits for reads of the same pages that are under
+// way, so whoever answers them must not wait for it.
+func (s *FUSEServer) Store(name string, offset int64, p []byte) error {
+	node, ok := s.nodes[name]
+	if !ok {
+		return &os.PathError{Op: "store", Path: name, Err: os.ErrNotExist}
+	}
+	for len(p) > 0 {
+		n := min(len(p), fuseRequest)
+		if status := s.server.InodeNotifyStoreCache(node, offset, p[:n]); status != fuse.OK {
+			return &os.PathError{Op: "store", Path: name, Err: syscall.Errno(status)}
+		}
+		p, offset = p[n:], offset+int64(n)
+	}
+	return nil
+}
+
 // Close closes the server's descriptors. Files that others hold are served on until they close them: wait with Done.
 func (s *FUSEServer) Close() {
 	s.once.Do(func() {
@@ -158,10 +190,11 @@ func (s *FUSEServer) Done() <-chan struct{} { return s.ended }
 type fuseTree struct {
 	fuse.RawFileSystem
 	files []FUSEFile
+	inode uint64 // of node 0: at random, so that a file is told from all others in the memory map of a process
 }
 
 func (t *fuseTree) attr(node uint64, out *fuse.Attr) fuse.Status {
-	*out = fuse.Attr{Ino: node, Nlink: 1, Blksize: BlockSize, Owner: fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}}
+	*out = fuse.Attr{Ino: t.inode + node, Nlink: 1, Blksize: BlockSize, Owner: fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}}
 	switch {
 	case node == fuse.FUSE_ROOT_ID:
 		out.Mode = unix.S_IFDIR | 0o700

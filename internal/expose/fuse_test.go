@@ -114,6 +114,58 @@ func TestFUSE(t *testing.T) {
 	}
 }
 
+// asked is a base that keeps account of what it is asked for.
+type asked struct {
+	memory
+	mu sync.Mutex
+	at map[int64]int // lengths by offsets
+}
+
+func (a *asked) ReadAt(p []byte, off int64) (int, error) {
+	a.mu.Lock()
+	a.at[off] = len(p)
+	a.mu.Unlock()
+	return a.memory.ReadAt(p, off)
+}
+
+// TestFUSEPaged reads pages of a file that is memory: the kernel asks for them and for no others, and not for those that it was given.
+func TestFUSEPaged(t *testing.T) {
+	const page = 4096
+	data := random(4, 1<<20)
+	base := &asked{memory: memory{bytes.NewReader(data)}, at: map[int64]int{}}
+	s := serve(t, FUSEFile{Name: "memory", Base: base, Paged: true})
+	fd, _ := s.FD("memory")
+	if err := s.Store("memory", 20*page, data[20*page:60*page]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Store("nothing", 0, data[:page]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("stored in no file: %v", err)
+	}
+	for _, at := range []int64{5, 6, 7, 100, 30, 59, 60, 200, 5} {
+		p := make([]byte, page)
+		if n, err := unix.Pread(fd, p, at*page); n != page || err != nil || !bytes.Equal(p, data[at*page:(at+1)*page]) {
+			t.Errorf("page %d: %d bytes, %v", at, n, err)
+		}
+	}
+	base.mu.Lock()
+	defer base.mu.Unlock()
+	for _, at := range []int64{5, 6, 7, 100, 60, 200} {
+		if base.at[at*page] != page {
+			t.Errorf("page %d was asked for with %d bytes", at, base.at[at*page])
+		}
+		delete(base.at, at*page)
+	}
+	if len(base.at) > 0 {
+		t.Errorf("asked for, too: %v", base.at)
+	}
+	var a, b unix.Stat_t
+	other := serve(t, FUSEFile{Name: "memory", Base: base, Paged: true})
+	otherFD, _ := other.FD("memory")
+	if err := errors.Join(unix.Fstat(fd, &a), unix.Fstat(otherFD, &b)); err != nil || a.Ino == b.Ino {
+		t.Errorf("two files have the inode numbers %d and %d, %v", a.Ino, b.Ino, err)
+	}
+}
+
 // broken is a base that can't be read.
 type broken struct{ memory }
 

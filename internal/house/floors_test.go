@@ -19,9 +19,11 @@ var floors = map[string]int{
 	"internal/expose":     1,
 	"internal/guest":      1,
 	"internal/image":      1,
+	"internal/network":    1,
 	"internal/snapshot":   1,
 	"internal/vmm":        1,
 	"internal/compare":    2,
+	"internal/farmemory":  2,
 	"internal/registry":   2,
 	"internal/sandbox":    2,
 	"internal/bench":      4,
@@ -34,6 +36,7 @@ var floors = map[string]int{
 	"internal/house": 7,
 	"test/console":   7,
 	"test/e2e":       7,
+	"test/sdk":       7,
 }
 
 type goPackage struct {

@@ -120,7 +120,9 @@ func (p *pull) snapshot(ctx context.Context, f files) error {
 	if has {
 		p.result.Present = append(p.result.Present, f.id)
 		for name, d := range f.blobs {
-			if name != snapshot.MetadataFile {
+			switch name {
+			case snapshot.MetadataFile, snapshot.SignatureFile, snapshot.PrefetchFile: // read in any case
+			default:
 				p.tally.add(d.Size)
 			}
 		}
@@ -140,12 +142,21 @@ func (p *pull) snapshot(ctx context.Context, f files) error {
 		}
 		p.result.Copied = append(p.result.Copied, f.id)
 	}
-	if d, ok := f.blobs[snapshot.SignatureFile]; ok {
-		signatures, err := p.small(ctx, d, store.MaxAttachment)
+	for _, beside := range []struct {
+		name   string
+		attach func(context.Context, uuid.UUID, []byte) error
+	}{{snapshot.SignatureFile, p.repo.AttachSignatures}, {snapshot.PrefetchFile, p.repo.AttachPrefetch}} {
+		d, ok := f.blobs[beside.name]
+		if !ok {
+			continue
+		}
+		data, err := p.small(ctx, d, store.MaxAttachment)
+		if err == nil {
+			err = beside.attach(ctx, f.id, data)
+		}
 		if err != nil {
 			return err
 		}
-		return p.repo.AttachSignatures(ctx, f.id, signatures)
 	}
 	return nil
 }

@@ -33,11 +33,13 @@ const (
 	typeData       = "application/vnd.spore.data.v1"
 	typeState      = "application/vnd.spore.state.v1"
 	typeSignatures = "application/vnd.spore.signatures.v1"
+	typePrefetch   = "application/vnd.spore.prefetch.v1"
 )
 
 var mediaTypes = map[string]types.MediaType{
 	snapshot.MetadataFile: typeMetadata, snapshot.DiskHeader: typeHeader, snapshot.MemoryHeader: typeHeader,
 	snapshot.DiskFile: typeData, snapshot.MemoryFile: typeData, snapshot.StateFile: typeState, snapshot.SignatureFile: typeSignatures,
+	snapshot.PrefetchFile: typePrefetch,
 }
 
 // titleAnnotation says which file a blob is: <snapshot's id>/<file>.

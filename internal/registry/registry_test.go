@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,6 +106,10 @@ func TestPushPull(t *testing.T) {
 	from, to := newRepo(t), newRepo(t)
 	first := add(t, from, nil, 1)
 	second := add(t, from, first, 5)
+	touched := snapshot.Pages{{First: 6, Count: 2}, {First: 1, Count: 1}}
+	if err := from.SetPrefetch(t.Context(), second.ID(), touched); err != nil {
+		t.Fatal(err)
+	}
 	ref := host + "/machines/web:v1"
 	var done, total int64
 	digest, err := registry.Push(t.Context(), from, second.ID(), ref, registry.Options{}, func(d, n int64) { done, total = d, n })
@@ -138,6 +143,9 @@ func TestPushPull(t *testing.T) {
 	defer got.Close()
 	if err := to.Verify(t.Context(), got, nil); err != nil || got.Digest() != second.Digest() {
 		t.Errorf("another snapshot came: %v", err)
+	}
+	if got, err := to.Prefetch(t.Context(), second.ID()); err != nil || !slices.Equal(got, touched) {
+		t.Errorf("the prefetch list is %v, %v", got, err)
 	}
 }
 

@@ -32,7 +32,7 @@ func (h *Host) Create(ctx context.Context, spec CreateSpec, p Progress) (_ *snap
 		return nil, err
 	}
 	p.Phase("boot")
-	s, err := h.boot(ctx, disk, meta, spec.Kernel)
+	s, err := h.boot(ctx, disk, meta, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +41,9 @@ func (h *Host) Create(ctx context.Context, spec CreateSpec, p Progress) (_ *snap
 		return nil, err
 	}
 	snap, _, err := s.Pause(ctx, PauseSpec{ID: spec.ID, Names: spec.Names, Labels: spec.Labels}, p)
+	if err == nil && !spec.NoPrefetch {
+		h.learn(ctx, snap, p)
+	}
 	return snap, err
 }
 

@@ -4,12 +4,14 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -19,10 +21,15 @@ type HostOptions struct {
 	Snapshots  *snapshot.Repo
 	Images     *image.Builder
 	Engine     vmm.Engine
-	KernelsDir string // holds {version}/{arch}/vmlinux.bin
-	CacheDir   string // may be deleted at any time between runs
-	RunDir     string // holds a folder for each live machine; short path
+	Networks   *network.Pool // for machines with a tap interface; nil: there are none
+	KernelsDir string        // holds {version}/{arch}/vmlinux.bin
+	CacheDir   string        // may be deleted at any time between runs
+	RunDir     string        // holds a folder for each live machine; short path
 	Log        *slog.Logger
+
+	// LazyMemory serves memory page by page: that of snapshots from afar, and that of new ones to see what they touch. It may be nil, and may fail: memory
+	// is laid out as a file then, and nobody knows what is touched. The error of a host that can't do it wraps errors.ErrUnsupported.
+	LazyMemory func(context.Context, *snapshot.Snapshot, LazyOptions) (LazyMemory, error)
 }
 
 // Host makes and wakes sandboxes.

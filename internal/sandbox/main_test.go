@@ -17,6 +17,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if task := os.Getenv(memoryEnv); task != "" {
+		if err := memoryMain(task); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	if err := lab.remove(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

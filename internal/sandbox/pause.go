@@ -93,7 +93,7 @@ func (s *Sandbox) Pause(ctx context.Context, spec PauseSpec, p Progress) (_ *sna
 	if !spec.KeepRunning {
 		still = false // ended, and not to be revived
 		s.client = nil
-		err = s.machine.Close()
+		err = s.end(s.machine)
 	} else {
 		err = s.follow(context.WithoutCancel(ctx), snap.ID())
 	}

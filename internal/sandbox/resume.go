@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -17,16 +18,24 @@ const resumeTimeout = 60 * time.Second
 
 // ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
 type ResumeOptions struct {
-	Accel string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+	Accel      string // auto, kvm or tcg; a snapshot taken under one does not run under the other
+	NoPrefetch bool   // memory from afar comes when it is touched, and none of it before
 
 	// ID is whom the machine wakes as. A sandbox that slept keeps its own; the zero UUID is a new one.
 	ID uuid.UUID
 	// Env is added to the environment of whatever is started from now on.
 	Env map[string]string
+
+	Policy network.Policy // what a machine with a tap interface may reach; it is not part of snapshots
 }
 
 // Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
-func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, p Progress) (_ *Sandbox, err error) {
+func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, p Progress) (*Sandbox, error) {
+	return h.resume(ctx, snap, o, h.memory, p)
+}
+
+// resume is Resume with a choice of how the sandbox comes to its memory.
+func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, remember remembering, p Progress) (_ *Sandbox, err error) {
 	begin := time.Now()
 	meta := *snap.Metadata()
 	if !meta.HasMemory() {
@@ -42,11 +51,14 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	if err := h.compatible(ctx, meta, accel); err != nil {
 		return nil, err
 	}
+	if err := checkPolicy(o.Policy, vmm.Network(meta.Net)); err != nil {
+		return nil, fmt.Errorf("waking snapshot %s: %w", snap.ID(), err)
+	}
 	state, err := snap.State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{host: h, id: o.ID, meta: meta, parent: snap}
+	s := &Sandbox{host: h, id: o.ID, meta: meta, parent: snap, policy: o.Policy}
 	if s.id == uuid.Nil {
 		s.id = uuid.New()
 	}
@@ -58,10 +70,10 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	}()
 	opened := time.Now()
 	p.Phase("memory")
-	if s.memory, err = h.Snapshots.FlatMemory(ctx, snap, p.Advance); err != nil {
+	if err := remember(ctx, s, o, p); err != nil {
 		return nil, err
 	}
-	s.before = s.memory
+	defer s.whileResuming(ctx)()
 	laidOut := time.Now()
 	p.Phase("wake")
 	config := vmm.Config{

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/api"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -40,8 +41,11 @@ type Sandbox struct {
 	dir     *workDir
 	machine vmm.Machine
 	disk    *disk
-	memory  *os.File // mapped by the machine; for a resumed one it carries the lock that keeps the cache from dropping the file
+	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
+	lazy    *lazyMemory // serves memory, where that is not a plain file
 	phases  Phases
+	slot    *network.Slot  // nil: the machine has no tap interface
+	policy  network.Policy // what it may reach by that
 
 	session sync.RWMutex  // guards client; held while the guest has no session, so that who asks for one waits for the next
 	client  *guest.Client // nil when there will be none any more
@@ -99,7 +103,16 @@ func (s *Sandbox) Err() error {
 	if s.machine == nil {
 		return nil
 	}
-	return s.machine.Err()
+	err := s.machine.Err()
+	if s.lazy != nil && s.lazy.explains(err) {
+		s.faultMu.Unlock()
+		s.lazy.await()
+		s.faultMu.Lock()
+		if s.fault != nil {
+			return s.fault
+		}
+	}
+	return err
 }
 
 // fail ends the machine because what it stands on is broken: it must not go on with wrong or missing data.
@@ -114,8 +127,16 @@ func (s *Sandbox) fail(reason error) {
 		s.host.Log.Error("ending the machine", "sandbox", s.id, "reason", reason)
 	}
 	if machine != nil {
-		machine.Close()
+		s.end(machine)
 	}
+}
+
+// end ends the machine. One that waits for memory from afar can't be ended before that comes, or can't any more.
+func (s *Sandbox) end(machine vmm.Machine) error {
+	if s.lazy != nil {
+		defer time.AfterFunc(farPatience, func() { s.lazy.Close() }).Stop()
+	}
+	return machine.Close()
 }
 
 // diskFailed is fail for faults of the disk.
@@ -139,12 +160,17 @@ func (s *Sandbox) Close() error {
 		s.client.Close() // how the session ends does not matter any more
 	}
 	if s.machine != nil {
-		errs = append(errs, s.machine.Close())
+		errs = append(errs, s.end(s.machine))
 	}
 	if s.disk != nil {
 		errs = append(errs, s.disk.close())
 	}
-	if s.memory != nil {
+	if s.slot != nil {
+		errs = append(errs, s.slot.Release())
+	}
+	if s.lazy != nil {
+		errs = append(errs, s.lazy.Close())
+	} else if s.memory != nil {
 		errs = append(errs, s.memory.Close())
 	}
 	if s.own != nil {
@@ -166,10 +192,13 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), s.diskFailed); err != nil {
 		return err
 	}
-	c.Name, c.Dir, c.Memory = "spore-"+s.id.String()[:8], s.dir.path, s.memory
+	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
+	if err := s.attach(&c); err != nil {
+		return err
+	}
 	machine, err := h.Engine.Start(ctx, c)
 	if err != nil {
-		return errors.Join(err, s.disk.firstFault())
+		return errors.Join(err, s.disk.firstFault(), s.memoryFault(err))
 	}
 	s.faultMu.Lock()
 	s.machine = machine
@@ -238,10 +267,8 @@ func (s *Sandbox) nextIdentity() (api.Identity, error) {
 		MachineID:  fmt.Sprintf("%x", id[:]),
 		Context:    &api.Context{User: s.meta.Context.User, Workdir: s.meta.Context.Workdir, Env: s.meta.Context.Env},
 	}
-	if s.meta.Net == string(vmm.NetUser) {
-		identity.Net = &api.Net{Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}}
-	}
-	return identity, nil
+	identity.Net, err = s.network()
+	return identity, err
 }
 
 // whileAlive returns a context that ends when the machine does.

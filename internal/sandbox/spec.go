@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -29,12 +30,14 @@ type CreateSpec struct {
 	Kernel      string
 	Accel       string
 	Net         string
+	Policy      network.Policy // what the machine may reach while it is made; it is not kept
 
 	Steps        []Step
 	StartCommand string        // left running in the snapshot
 	ReadyCommand string        // retried until it succeeds
 	ReadyTimeout time.Duration // for ReadyCommand to succeed in; zero: 10 minutes
 	NoCache      bool          // run every step again
+	NoPrefetch   bool          // don't wake it to learn what it touches then
 }
 
 // Bounds of what is asked for. They are far from what is sensible and only keep mistakes from becoming strange failures later.
@@ -70,7 +73,11 @@ func (c CreateSpec) Check() error {
 	if _, err := vmm.ParseAccel(c.Accel); err != nil {
 		return err
 	}
-	if _, err := vmm.ParseNetwork(c.Net); err != nil {
+	net, err := vmm.ParseNetwork(c.Net)
+	if err != nil {
+		return err
+	}
+	if err := checkPolicy(c.Policy, net); err != nil {
 		return err
 	}
 	if c.ReadyTimeout < 0 {

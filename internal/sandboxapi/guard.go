@@ -34,8 +34,22 @@ type guarded struct{ s *Server }
 // HandleFunc implements openapi.ServeMux.
 func (g guarded) HandleFunc(pattern string, handler func(http.ResponseWriter, *http.Request)) {
 	public := g.s.document.Public(pattern)
-	g.s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { g.s.guard(w, r, public, handler) })
+	guarded := func(w http.ResponseWriter, r *http.Request) { g.s.guard(w, r, public, handler) }
+	if pattern != tagsPattern {
+		g.s.mux.HandleFunc(pattern, guarded)
+		return
+	}
+	// The router wants one of two patterns that a path may match to be the narrower one. The platform's paths do not oblige: this one and that of aliases.
+	g.s.mux.HandleFunc("GET /templates/{templateID}/{what}", func(w http.ResponseWriter, r *http.Request) {
+		if r.Pattern = pattern; r.PathValue("what") != "tags" {
+			answer.Error(w, http.StatusNotFound, fmt.Sprintf("there is no route %s", r.URL.Path), seeDocument)
+			return
+		}
+		guarded(w, r)
+	})
 }
+
+const tagsPattern = "GET /templates/{templateID}/tags"
 
 // ServeHTTP implements openapi.ServeMux.
 func (g guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.s.mux.ServeHTTP(w, r) }

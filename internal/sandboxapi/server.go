@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/sandboxapi/answer"
+	"github.com/sporevm/spore/internal/sandboxapi/builds"
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 	"github.com/sporevm/spore/internal/sandboxapi/proxy"
@@ -40,6 +41,7 @@ type Sandboxes interface {
 	Templates(ctx context.Context) ([]fleet.Template, error)
 	Template(ctx context.Context, ref string) (fleet.Template, error)
 	DeleteTemplate(ctx context.Context, ref string) error
+	Snapshots(ctx context.Context, sandbox string) ([]fleet.Template, error)
 	Ready() error
 }
 
@@ -57,6 +59,7 @@ type Host struct {
 type Options struct {
 	Sandboxes Sandboxes
 	Snapshots *snapshot.Repo // behind the routes of the snapshot tree
+	Builds    *builds.Builds // behind those that build templates; nil: none are built here
 
 	// Check finds the key that a secret is of, and returns the key's id. It takes as long for a wrong one as for a right one. An error of kind
 	// fleet.NotFound is a wrong secret.
@@ -117,6 +120,7 @@ func New(o Options) (*Server, error) {
 			answer.Error(w, http.StatusBadRequest, err.Error(), seeDocument)
 		},
 	})
+	s.mux.HandleFunc("PUT "+uploads+"{link}", s.receive)
 	return s, nil
 }
 

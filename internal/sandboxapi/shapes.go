@@ -86,11 +86,11 @@ func (s *Server) inDetail(r *http.Request, info fleet.Info) openapi.SandboxDetai
 func template(t fleet.Template) openapi.Template {
 	id := t.ID.String()
 	out := openapi.Template{
-		TemplateID: id, BuildID: id, Names: notNil(t.Names), Aliases: notNil(t.Names), Public: true, BuildStatus: openapi.Ready, BuildCount: 1,
+		TemplateID: id, BuildID: id, Names: notNil(t.Names), Aliases: notNil(t.Names), Public: true, BuildStatus: openapi.BuildStatusReady, BuildCount: 1,
 		CPUCount: t.CPUs, MemoryMB: mib(t.MemoryBytes), DiskSizeMB: mib(t.DiskBytes), EnvdVersion: api.PublicVersion,
 		CreatedAt: t.Created.UTC(), UpdatedAt: t.Created.UTC(), SpawnCount: t.Spawned,
 		Builds: []openapi.TemplateBuild{{
-			BuildID: id, Status: openapi.Ready, CreatedAt: t.Created.UTC(), UpdatedAt: t.Created.UTC(), FinishedAt: t.Created.UTC(),
+			BuildID: id, Status: openapi.BuildStatusReady, CreatedAt: t.Created.UTC(), UpdatedAt: t.Created.UTC(), FinishedAt: t.Created.UTC(),
 			CPUCount: t.CPUs, MemoryMB: mib(t.MemoryBytes), DiskSizeMB: mib(t.DiskBytes), EnvdVersion: api.PublicVersion,
 		}},
 	}

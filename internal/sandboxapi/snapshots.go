@@ -13,6 +13,7 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/store"
 )
 
 // Limits of what is told of snapshots.
@@ -37,32 +38,58 @@ func (s routes) GetTree(w http.ResponseWriter, r *http.Request) {
 	for _, t := range templates {
 		byID[t.ID] = t
 	}
-	out := make([]openapi.TreeNode, len(infos))
-	for i, info := range infos {
+	out := []openapi.TreeNode{}
+	for _, info := range infos {
 		m := info.Metadata
 		t, is := byID[info.ID]
-		out[i] = openapi.TreeNode{
+		if !is && !s.sees(r.Context(), m) {
+			continue
+		}
+		node := openapi.TreeNode{
 			ID: info.ID.String(), Names: notNil(info.Names), Parent: idOrEmpty(m.Parent), Kind: string(m.Kind), Created: m.Created.UTC(), Generation: int(m.Generation),
 			StoredBytes: m.StoredBytes(), DiskBytes: m.DiskBytes, MemoryBytes: m.MemoryBytes, GuestUsed: m.GuestUsed, CPUCount: m.VCPUs, Image: m.Image.Ref,
 			Forks: t.Forks, Template: is,
 		}
 		for _, p := range m.Processes {
-			out[i].Processes = append(out[i].Processes, p.Command)
+			node.Processes = append(node.Processes, p.Command)
 		}
+		out = append(out, node)
 	}
 	answer.JSON(w, http.StatusOK, out)
+}
+
+// sees tells whether the caller may know of a snapshot that is no template: what another key's sandbox sleeps in is not its business.
+func (s routes) sees(ctx context.Context, m *snapshot.Metadata) bool {
+	of := fleet.StateOf(m)
+	if of == "" || caller(ctx) == "" {
+		return true
+	}
+	_, err := s.sandbox(ctx, of)
+	return err == nil
 }
 
 // open opens a snapshot by name or id.
 func (s routes) open(ctx context.Context, ref string) (*snapshot.Snapshot, error) {
 	snap, err := s.o.Snapshots.Open(ctx, ref)
-	if notFound := (*snapshot.NotFoundError)(nil); errors.As(err, &notFound) {
-		return nil, &fleet.Error{Kind: fleet.NotFound, Message: err.Error()}
+	if err != nil {
+		return nil, ofSnapshots(err)
+	}
+	if !s.sees(ctx, snap.Metadata()) {
+		snap.Close()
+		return nil, &fleet.Error{Kind: fleet.NotFound, Message: "there is no snapshot " + ref}
+	}
+	return snap, nil
+}
+
+// ofSnapshots says whose turn it is after an error of the snapshots'.
+func ofSnapshots(err error) error {
+	if notFound := (*snapshot.NotFoundError)(nil); errors.As(err, &notFound) || errors.Is(err, store.ErrNoSnapshot) || errors.Is(err, store.ErrNoName) {
+		return &fleet.Error{Kind: fleet.NotFound, Message: err.Error()}
 	}
 	if ambiguous := (*snapshot.AmbiguousError)(nil); errors.As(err, &ambiguous) {
-		return nil, &fleet.Error{Kind: fleet.Invalid, Message: err.Error()}
+		return &fleet.Error{Kind: fleet.Invalid, Message: err.Error()}
 	}
-	return snap, err
+	return err
 }
 
 func (s routes) GetMap(w http.ResponseWriter, r *http.Request, ref string, q openapi.GetMapParams) {

@@ -20,13 +20,14 @@ const defaultPage = 100
 // templates returns all templates, youngest first.
 func (s routes) templates(ctx context.Context) ([]fleet.Template, error) {
 	all, err := s.o.Sandboxes.Templates(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return sorted(all), err
+}
+
+func sorted(all []fleet.Template) []fleet.Template {
 	slices.SortFunc(all, func(a, b fleet.Template) int {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID.String(), b.ID.String()))
 	})
-	return all, nil
+	return all
 }
 
 // page cuts a page out of the templates: those after the one that token names, at most limit. It sets the header that leads to the next.
@@ -101,7 +102,12 @@ func (s routes) GetAlias(w http.ResponseWriter, r *http.Request, alias string) {
 }
 
 func (s routes) DeleteTemplate(w http.ResponseWriter, r *http.Request, ref string) {
-	if err := s.o.Sandboxes.DeleteTemplate(r.Context(), ref); err != nil {
+	// What a sandbox sleeps in has a name too, but is no template.
+	_, err := s.o.Sandboxes.Template(r.Context(), ref)
+	if err == nil {
+		err = s.o.Sandboxes.DeleteTemplate(r.Context(), ref)
+	}
+	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -126,15 +132,13 @@ func (s routes) UpdateTemplate(w http.ResponseWriter, r *http.Request, ref strin
 }
 
 func (s routes) ListSnapshots(w http.ResponseWriter, r *http.Request, q openapi.ListSnapshotsParams) {
-	all, err := s.templates(r.Context())
+	all, err := s.o.Sandboxes.Snapshots(r.Context(), q.SandboxID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	all = slices.DeleteFunc(all, func(t fleet.Template) bool {
-		return t.Sandbox == "" || q.SandboxID != "" && t.Sandbox != q.SandboxID || q.Name != "" && !slices.Contains(t.Names, q.Name)
-	})
-	all, ok := page(w, all, q.Limit, q.NextToken)
+	all = slices.DeleteFunc(all, func(t fleet.Template) bool { return q.Name != "" && !slices.Contains(t.Names, q.Name) })
+	all, ok := page(w, sorted(all), q.Limit, q.NextToken)
 	if !ok {
 		return
 	}

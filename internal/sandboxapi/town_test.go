@@ -33,6 +33,7 @@ type town struct {
 	mu        sync.Mutex
 	sandboxes map[string]*house
 	templates []fleet.Template
+	frozen    map[uuid.UUID]string // templates made from sandboxes
 	born      int
 	full      *fleet.Error // what a create returns
 }
@@ -44,7 +45,7 @@ type house struct {
 }
 
 func newTown(t *testing.T) *town {
-	tn := &town{t: t, sandboxes: map[string]*house{}}
+	tn := &town{t: t, sandboxes: map[string]*house{}, frozen: map[uuid.UUID]string{}}
 	for i, name := range []string{"py", "web"} {
 		tn.templates = append(tn.templates, fleet.Template{ID: uuid.New(), Names: []string{name}, CPUs: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30, Created: time.Unix(int64(1000+i), 0)})
 	}
@@ -248,12 +249,22 @@ func (tn *town) Snapshot(ctx context.Context, id, name string) (uuid.UUID, []str
 	}
 	tn.mu.Lock()
 	defer tn.mu.Unlock()
-	t := fleet.Template{ID: uuid.New(), Sandbox: id, Created: time.Unix(int64(2000+len(tn.templates)), 0)}
+	t := fleet.Template{ID: uuid.New(), Created: time.Unix(int64(2000+len(tn.templates)), 0)}
 	if name != "" {
 		t.Names = []string{name}
 	}
 	tn.templates = append(tn.templates, t)
+	tn.frozen[t.ID] = id
 	return t.ID, t.Names, nil
+}
+
+func (tn *town) Snapshots(_ context.Context, sandbox string) ([]fleet.Template, error) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(tn.templates), func(t fleet.Template) bool {
+		of := tn.frozen[t.ID]
+		return of == "" || sandbox != "" && of != sandbox
+	}), nil
 }
 
 func (tn *town) SetTimeout(_ context.Context, id string, d time.Duration) error {

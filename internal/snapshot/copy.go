@@ -45,8 +45,8 @@ func (e *ConflictError) Is(target error) bool { return target == store.ErrExist 
 // CopyFrom copies the snapshot id, and all its ancestors that r lacks, from
 // another repository. Each appears whole or not at all and after those that it
 // needs, so a copy that was interrupted is taken up where it stopped. Frames are
-// verified when they are read, and again as they were written. Signatures come
-// along, names don't.
+// verified when they are read, and again as they were written. Signatures and
+// prefetch lists come along, names don't.
 //
 // progress, which may be nil, hears how much of how many bytes is done; calls of
 // it do not overlap. Errors are *NotFoundError, *CorruptError and
@@ -198,15 +198,9 @@ func (c *copier) raced(ctx context.Context, s *Snapshot) error {
 	return c.finish(ctx, s, false)
 }
 
-// finish takes the signature along and lets the children follow.
+// finish takes along what is beside the snapshot and lets the children follow.
 func (c *copier) finish(ctx context.Context, s *Snapshot, copied bool) error {
-	signature, err := readAll(ctx, c.from.store, s.meta.ID, SignatureFile, store.MaxAttachment)
-	if err == nil {
-		err = c.to.store.Attach(ctx, s.meta.ID, SignatureFile, signature)
-	} else if errors.Is(err, store.ErrNoArtifact) {
-		err = nil
-	}
-	if err != nil {
+	if err := copyAttachments(ctx, c.from.store, c.to.store, s.meta.ID); err != nil {
 		return err
 	}
 	c.mu.Lock()

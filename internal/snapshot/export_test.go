@@ -8,3 +8,9 @@ var (
 	DecodeSignatures = decodeSignatures
 	EncodeSignatures = encodeSignatures
 )
+
+// The format of prefetch lists.
+var (
+	EncodePages = encodePages
+	DecodePages = decodePages
+)

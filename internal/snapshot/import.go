@@ -43,7 +43,7 @@ func (r *Repo) Closure(ctx context.Context, id uuid.UUID) ([]uuid.UUID, error) {
 }
 
 // Artifacts returns the names of a snapshot's files, metadata.json the first, and
-// its signatures if it has any.
+// its signatures and its prefetch list if it has any.
 func (r *Repo) Artifacts(ctx context.Context, id uuid.UUID) ([]string, error) {
 	m, _, err := readMetadata(ctx, r.store, id)
 	if err != nil {
@@ -59,6 +59,9 @@ func (r *Repo) Artifacts(ctx context.Context, id uuid.UUID) ([]string, error) {
 		return nil, err
 	} else if len(all) > 0 {
 		names = append(names, SignatureFile)
+	}
+	if pages, err := r.Prefetch(ctx, id); err == nil && pages != nil { // one that can't be read is worth nothing
+		names = append(names, PrefetchFile)
 	}
 	return names, nil
 }

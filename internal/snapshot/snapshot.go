@@ -110,6 +110,16 @@ func (s *Snapshot) matches(h *block.Header, size int64) error {
 	return nil
 }
 
+// MemoryReader reads the memory that the whole header h describes, for a process that
+// was told the header by one that has the snapshot open, has checked it and keeps it.
+func (r *Repo) MemoryReader(h *block.Header) *block.Reader {
+	s := Snapshot{store: r.store, far: r.far, meta: &Metadata{ID: h.ID}}
+	return s.reader(MemoryFile, h)
+}
+
+// IsFar tells whether the store is far away.
+func (r *Repo) IsFar() bool { return r.far != nil }
+
 func (s *Snapshot) reader(name string, h *block.Header) *block.Reader {
 	var options []block.ReaderOption
 	if s.far != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sporevm/spore/internal/block"
+	"github.com/sporevm/spore/internal/store"
 )
 
 // Squash publishes in r the snapshot id with what s holds, s being of any
@@ -52,7 +53,15 @@ func (r *Repo) Squash(ctx context.Context, id uuid.UUID, s *Snapshot, codec bloc
 	m := *s.meta
 	m.Origin, m.Created = s.meta.ID, time.Now()
 	m.Labels = maps.Clone(m.Labels)
-	return d.Commit(ctx, m)
+	squashed, err := d.Commit(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	// It is advice, and where in memory a machine reaches has not changed.
+	if data, err := readAll(ctx, s.store, s.meta.ID, PrefetchFile, store.MaxAttachment); err == nil {
+		_ = r.AttachPrefetch(ctx, id, data)
+	}
+	return squashed, nil
 }
 
 func (d *Draft) squashMemory(ctx context.Context, s *Snapshot, report func(n int64)) error {

@@ -18,16 +18,19 @@ import (
 // MaxAttachment is the most that may be attached as one object, in bytes.
 const MaxAttachment = 64 << 10
 
-// attachmentSuffix keeps attachments from taking the place of what was committed.
-const attachmentSuffix = ".sig"
+// The suffixes keep attachments from taking the place of what was committed.
+const (
+	signatureSuffix = ".sig"
+	prefetchSuffix  = ".prefetch"
+)
 
 // CheckAttachment tells whether data may be attached under a name.
 func CheckAttachment(artifact string, data []byte) error {
 	if err := CheckArtifact(artifact); err != nil {
 		return err
 	}
-	if !strings.HasSuffix(artifact, attachmentSuffix) {
-		return fmt.Errorf("%w: an attachment's ends in %s", ErrBadName, attachmentSuffix)
+	if !strings.HasSuffix(artifact, signatureSuffix) && !strings.HasSuffix(artifact, prefetchSuffix) {
+		return fmt.Errorf("%w: an attachment's ends in %s or %s", ErrBadName, signatureSuffix, prefetchSuffix)
 	}
 	if len(data) > MaxAttachment {
 		return fmt.Errorf("%d bytes, at most %d can be attached", len(data), MaxAttachment)

@@ -2,14 +2,20 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -17,14 +23,29 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/store/bucket/buckettest"
 )
+
+// services are object stores.
+var services buckettest.Services
+
+func TestMain(m *testing.M) {
+	os.Exit(buckettest.Run(m, "../..", func(s buckettest.Services) { services = s }))
+}
 
 func TestScripts(t *testing.T) {
 	w := newWorld(t)
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata",
 		Setup: w.setup,
+		Condition: func(name string) (bool, error) {
+			if name != "fuse" {
+				return false, fmt.Errorf("no condition %q", name)
+			}
+			return exposetest.FUSE() == nil, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit":    cmdExit,
 			"machine": cmdMachine,
@@ -39,6 +60,8 @@ func TestScripts(t *testing.T) {
 
 			"freeaddress": cmdFreeAddress,
 			"dashboard":   cmdDashboard,
+			"lose":        cmdLose,
+			"servers":     cmdServers,
 		},
 	})
 }
@@ -128,10 +151,18 @@ func (w *world) setup(env *testscript.Env) error {
 	})
 	for name, value := range map[string]string{
 		"HOME": env.WorkDir, "SPORE_STORE": w.store, "BASE_STORE": w.store, "SNAPSHOT_CACHE_DIR": w.cache, "SANDBOX_DIR": run, "HOST_KERNELS_DIR": guest.KernelsDir(os.Getenv),
+		"S3": services.URL("s3", ""), "GS": services.URL("gs", ""),
 		"IMAGE": "dir:" + w.image, "PATH": w.bin + string(os.PathListSeparator) + env.Getenv("PATH"),
 	} {
 		env.Setenv(name, value)
 	}
+	for _, name := range []string{"STORAGE_EMULATOR_HOST", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"} {
+		env.Setenv(name, os.Getenv(name))
+	}
+	proxy := newProxy(services.S3)
+	env.Defer(proxy.Close)
+	env.Setenv("S3PROXY", services.URL("s3", proxy.URL))
+	env.Values[proxyKey{}] = proxy
 	w.once.Do(func() {
 		cmd := exec.Command(filepath.Join(w.bin, "spore"), "create", "dir:"+w.image, "-t", "base", "--start", "exec counter", "--ready", "test -s /tmp/count")
 		cmd.Env = env.Vars
@@ -247,4 +278,76 @@ func cmdKeep(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	line, _, _ := strings.Cut(ts.ReadFile("stdout"), "\n")
 	ts.Setenv(args[0], line)
+}
+
+// proxy stands before the S3 server until that is lost.
+type proxy struct {
+	*httptest.Server
+	lost atomic.Bool
+}
+
+type proxyKey struct{}
+
+func newProxy(address string) *proxy {
+	target, err := url.Parse(address)
+	if err != nil {
+		panic(err)
+	}
+	p := new(proxy)
+	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host }}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.lost.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	return p
+}
+
+// cmdLose has $S3PROXY fail every request from now on: lose
+func cmdLose(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: lose")
+	}
+	ts.Value(proxyKey{}).(*proxy).lost.Store(true)
+}
+
+// cmdServers kills the processes that serve memory to this script's machines, or waits until there are none: servers kill|gone
+func cmdServers(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 || args[0] != "kill" && args[0] != "gone" {
+		ts.Fatalf("usage: servers kill|gone")
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		pids := memoryServers(ts)
+		if args[0] == "gone" && len(pids) == 0 {
+			return
+		}
+		if args[0] == "kill" && len(pids) > 0 {
+			for _, pid := range pids {
+				ts.Check(unix.Kill(pid, syscall.SIGKILL))
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("there are %d servers of memory after %v", len(pids), patience)
+		}
+	}
+}
+
+// memoryServers are told from those of other scripts by their environment.
+func memoryServers(ts *testscript.TestScript) []int {
+	all, err := filepath.Glob("/proc/[0-9]*")
+	ts.Check(err)
+	var pids []int
+	for _, dir := range all {
+		command, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // it may be gone, then it is none
+		environment, _ := os.ReadFile(filepath.Join(dir, "environ"))
+		if bytes.Contains(command, []byte("\x00serve-memory\x00")) && bytes.Contains(environment, []byte("SANDBOX_DIR="+ts.Getenv("SANDBOX_DIR")+"\x00")) {
+			pid, err := strconv.Atoi(filepath.Base(dir))
+			ts.Check(err)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

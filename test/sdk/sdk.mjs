@@ -1,12 +1,17 @@
 // What users of the public sandbox SDK do, against a daemon that sdk_test.go has started. The environment says where it is, as the SDK wants it
 // (E2B_API_URL, E2B_SANDBOX_URL, E2B_API_KEY), and TEMPLATE, a template by name: busybox, and /bin/server.
 import assert from 'node:assert/strict'
+import dns from 'node:dns'
 import test from 'node:test'
-import { CommandExitError, FileNotFoundError, FileType, FilesystemEventType, NotFoundError, Sandbox, SandboxNotFoundError, TimeoutError } from 'e2b'
+import { BuildError, CommandExitError, FileNotFoundError, FileType, FilesystemEventType, NotFoundError, Sandbox, SandboxNotFoundError, Template, TimeoutError } from 'e2b'
 
 const template = process.env.TEMPLATE
 const port = new URL(process.env.E2B_API_URL).port
 const minutes = (n) => n * 60_000
+
+// Browsers take every name below localhost for this machine; Node asks a resolver, which may not.
+const { lookup } = dns
+dns.lookup = (name, ...rest) => lookup(name.endsWith('.localhost') ? 'localhost' : name, ...rest)
 
 // until waits for something that comes about by itself. The runner's own time limit ends what never does.
 async function until(holds) {
@@ -17,7 +22,7 @@ async function until(holds) {
   }
 }
 
-// ends is what a paginator gives, page by page.
+// all is what a paginator gives, page by page.
 async function all(paginator) {
   const found = []
   let pages = 0
@@ -236,6 +241,8 @@ test('forks', async () => {
   }
 })
 
+let frozen
+
 test('snapshots are templates', async () => {
   const snapshot = await sandbox.createSnapshot({ name: 'sdk-snapshot', ...slow })
   const { found } = await all(sandbox.listSnapshots())
@@ -243,8 +250,9 @@ test('snapshots are templates', async () => {
   const child = await Sandbox.create('sdk-snapshot', { timeoutMs: minutes(5), ...slow })
   assert.equal(await child.files.read('/tmp/kept'), 'kept')
   await child.kill(slow)
-  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
-  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+  // The sandbox itself goes on from it.
+  await assert.rejects(Sandbox.deleteSnapshot(snapshot.snapshotId), /409/)
+  frozen = snapshot.snapshotId
 })
 
 test('a request wakes one that wakes by itself', async () => {
@@ -260,9 +268,45 @@ test('a request wakes one that wakes by itself', async () => {
   }
 })
 
+test('templates are built', async () => {
+  const logs = []
+  const recipe = Template({ fileContextPath: new URL('testdata/context', import.meta.url).pathname })
+    .fromTemplate(template)
+    .copy('app', '/opt/app', { user: 'app', mode: 0o750 })
+    .setEnvs({ FLAVOUR: 'sweet' })
+    .setWorkdir('/opt/app')
+    .runCmd('cat one.txt below/two.txt > both && id -un > who', { user: 'app' })
+    .setStartCmd('n=0; while :; do n=$((n+1)); echo $n > /tmp/ticks.new; mv /tmp/ticks.new /tmp/ticks; sleep 0.1; done', 'test -s /tmp/ticks')
+  const built = await Template.build(recipe, 'sdk-built', { cpuCount: 1, memoryMB: 256, onBuildLogs: (e) => logs.push(e.message) })
+  assert.equal(await Template.exists('sdk-built'), true)
+  assert.ok(logs.some((m) => /ready/.test(m)), logs.join())
+  await Template.assignTags('sdk-built', ['v1', 'old'])
+  await Template.removeTags('sdk-built', 'old')
+  const tags = await Template.getTags('sdk-built')
+  assert.deepEqual(tags.map((t) => [t.tag, t.buildId]), [['default', built.buildId], ['v1', built.buildId]])
+  const made = await Sandbox.create('sdk-built:v1', { timeoutMs: minutes(5), ...slow })
+  try {
+    assert.equal(await made.files.read('/opt/app/both'), 'one\ntwo\n')
+    assert.equal(await made.files.read('/opt/app/who'), 'app\n')
+    const info = await made.files.getInfo('/opt/app/one.txt')
+    assert.deepEqual([info.owner, info.permissions], ['app', '-rwxr-x---'])
+    assert.equal((await made.commands.run('echo $FLAVOUR in $PWD')).stdout, 'sweet in /opt/app\n')
+    const n = Number(await made.files.read('/tmp/ticks'))
+    await until(async () => Number(await made.files.read('/tmp/ticks')) > n)
+  } finally {
+    await made.kill(slow)
+  }
+  assert.equal(await Sandbox.deleteSnapshot(built.templateId), true)
+  const broken = Template().fromTemplate(template).runCmd('true').runCmd('echo on purpose; exit 3')
+  await assert.rejects(Template.build(broken, 'sdk-broken', { memoryMB: 256 }), (e) => e instanceof BuildError && /on purpose/.test(e.message))
+  assert.equal(await Template.exists('sdk-broken'), false)
+})
+
 test('the end', async () => {
   assert.equal(await Sandbox.kill(sandbox.sandboxId, slow), true)
   assert.equal(await Sandbox.kill(sandbox.sandboxId, slow), false)
+  assert.equal(await Sandbox.deleteSnapshot(frozen), true)
+  assert.equal(await Sandbox.deleteSnapshot(frozen), false)
   assert.equal(await sandbox.isRunning(), false)
   await assert.rejects(sandbox.getInfo(), SandboxNotFoundError)
   await assert.rejects(sandbox.commands.run('true'))

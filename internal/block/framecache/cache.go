@@ -93,6 +93,9 @@ func (c *Cache) Put(d block.Digest, p []byte) {
 	}
 }
 
+// Drop forgets a frame.
+func (c *Cache) Drop(d block.Digest) { os.Remove(c.path(d)) }
+
 // trim removes the frames of a folder that were not used for longest until it keeps
 // to its limit, and what writers left that died.
 func (c *Cache) trim(dir string) {

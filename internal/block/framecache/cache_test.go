@@ -49,6 +49,12 @@ func TestCache(t *testing.T) {
 	if !c.Get(d, got) || !bytes.Equal(got, p) {
 		t.Error("the frame was not replaced")
 	}
+	c.Drop(d)
+	if c.Get(d, got) {
+		t.Error("a frame that was dropped is there")
+	}
+	c.Drop(d)
+	c.Put(d, p)
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -35,13 +35,22 @@ func (e Artifact) Valid() bool {
 
 // Defines values for BuildStatus.
 const (
-	Ready BuildStatus = "ready"
+	BuildStatusBuilding BuildStatus = "building"
+	BuildStatusError    BuildStatus = "error"
+	BuildStatusReady    BuildStatus = "ready"
+	BuildStatusWaiting  BuildStatus = "waiting"
 )
 
 // Valid indicates whether the value is a known member of the BuildStatus enum.
 func (e BuildStatus) Valid() bool {
 	switch e {
-	case Ready:
+	case BuildStatusBuilding:
+		return true
+	case BuildStatusError:
+		return true
+	case BuildStatusReady:
+		return true
+	case BuildStatusWaiting:
 		return true
 	default:
 		return false
@@ -147,6 +156,31 @@ func (e GetLogsParamsDirection) Valid() bool {
 // Artifact defines model for Artifact.
 type Artifact string
 
+// Build defines model for Build.
+type Build struct {
+	BuildID    string          `json:"buildID"`
+	LogEntries []BuildLogEntry `json:"logEntries"`
+	Logs       []string        `json:"logs"`
+
+	// Reason Why it failed
+	Reason *struct {
+		Message string `json:"message"`
+
+		// Step base, the number of an instruction from 1, or finalize
+		Step string `json:"step,omitempty,omitzero"`
+	} `json:"reason,omitempty"`
+	Status     BuildStatus `json:"status"`
+	TemplateID string      `json:"templateID"`
+}
+
+// BuildLogEntry defines model for BuildLogEntry.
+type BuildLogEntry struct {
+	Level     LogLevel  `json:"level"`
+	Message   string    `json:"message"`
+	Step      string    `json:"step,omitempty,omitzero"`
+	Timestamp time.Time `json:"timestamp"`
+}
+
 // BuildStatus defines model for BuildStatus.
 type BuildStatus string
 
@@ -159,6 +193,9 @@ type Error struct {
 	Hint    string `json:"hint,omitempty,omitzero"`
 	Message string `json:"message"`
 }
+
+// FilesHash What its sender calls the files
+type FilesHash = string
 
 // ForkResult Either sandbox or error
 type ForkResult struct {
@@ -297,6 +334,21 @@ type NewSandbox struct {
 // OrderDirection defines model for OrderDirection.
 type OrderDirection string
 
+// RequestedBuild defines model for RequestedBuild.
+type RequestedBuild struct {
+	// Aliases The same as names
+	Aliases []string `json:"aliases"`
+
+	// BuildID The same as templateID
+	BuildID string   `json:"buildID"`
+	Names   []string `json:"names"`
+
+	// Public Always true
+	Public     bool     `json:"public"`
+	Tags       []string `json:"tags"`
+	TemplateID string   `json:"templateID"`
+}
+
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
 	// Alias The template's name
@@ -396,6 +448,9 @@ type SnapshotInfo struct {
 	Names      []string `json:"names"`
 	SnapshotID string   `json:"snapshotID"`
 }
+
+// Tags defines model for Tags.
+type Tags = []string
 
 // Template defines model for Template.
 type Template struct {
@@ -498,6 +553,12 @@ type Wake struct {
 	// Timeout From now on; absent, where it may be, means the daemon's default
 	Timeout Seconds `json:"timeout,omitempty,omitzero"`
 }
+
+// BuildLimit defines model for buildLimit.
+type BuildLimit = int
+
+// BuildPath defines model for buildPath.
+type BuildPath = string
 
 // MetadataFilter defines model for metadataFilter.
 type MetadataFilter = string
@@ -611,9 +672,47 @@ type GetMapParams struct {
 	Artifact Artifact `form:"artifact,omitempty" json:"artifact,omitempty,omitzero"`
 }
 
+// RemoveTagsJSONBody defines parameters for RemoveTags.
+type RemoveTagsJSONBody struct {
+	Name string `json:"name"`
+	Tags Tags   `json:"tags"`
+}
+
+// AssignTagsJSONBody defines parameters for AssignTags.
+type AssignTagsJSONBody struct {
+	Tags Tags `json:"tags"`
+
+	// Target The template, by name or name:tag
+	Target string `json:"target"`
+}
+
 // UpdateTemplateJSONBody defines parameters for UpdateTemplate.
 type UpdateTemplateJSONBody struct {
 	Public *bool `json:"public,omitempty"`
+}
+
+// GetBuildLogsParams defines parameters for GetBuildLogs.
+type GetBuildLogsParams struct {
+	// Cursor Only what is later; milliseconds since 1970
+	Cursor int64 `form:"cursor,omitempty" json:"cursor,omitempty,omitzero"`
+
+	// Limit At most so many entries; 100 if absent
+	Limit BuildLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// Level The least level
+	Level LogLevel `form:"level,omitempty" json:"level,omitempty,omitzero"`
+}
+
+// GetBuildStatusParams defines parameters for GetBuildStatus.
+type GetBuildStatusParams struct {
+	// LogsOffset Number of the first entry
+	LogsOffset int `form:"logsOffset,omitempty" json:"logsOffset,omitempty,omitzero"`
+
+	// Limit At most so many entries; 100 if absent
+	Limit BuildLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// Level The least level
+	Level LogLevel `form:"level,omitempty" json:"level,omitempty,omitzero"`
 }
 
 // ListSandboxesParams defines parameters for ListSandboxes.
@@ -668,6 +767,55 @@ type ListTemplatesParams struct {
 	NextToken PageToken `form:"nextToken,omitempty" json:"nextToken,omitempty,omitzero"`
 }
 
+// StartBuildJSONBody defines parameters for StartBuild.
+type StartBuildJSONBody struct {
+	// Force Run every step again
+	Force bool `json:"force,omitempty,omitzero"`
+
+	// FromImage An image in a registry, or apt:SUITE/PACKAGE,…
+	FromImage string `json:"fromImage,omitempty,omitzero"`
+
+	// FromImageRegistry Credentials are those of the daemon's own configuration, and no others
+	FromImageRegistry map[string]interface{} `json:"fromImageRegistry,omitempty,omitzero"`
+
+	// FromTemplate Name or id of a template
+	FromTemplate string `json:"fromTemplate,omitempty,omitzero"`
+
+	// ReadyCmd Tried until it succeeds
+	ReadyCmd string `json:"readyCmd,omitempty,omitzero"`
+
+	// StartCmd Left running in the template
+	StartCmd string `json:"startCmd,omitempty,omitzero"`
+	Steps    []struct {
+		Args []string `json:"args,omitempty,omitzero"`
+
+		// FilesHash What its sender calls the files
+		FilesHash FilesHash `json:"filesHash,omitempty,omitzero"`
+		Force     bool      `json:"force,omitempty,omitzero"`
+
+		// Type RUN, COPY, ENV, WORKDIR or USER
+		Type string `json:"type"`
+	} `json:"steps,omitempty,omitzero"`
+}
+
+// RequestBuildJSONBody defines parameters for RequestBuild.
+type RequestBuildJSONBody struct {
+	// Alias The older word for name
+	Alias         string `json:"alias,omitempty,omitzero"`
+	CPUCount      int    `json:"cpuCount,omitempty,omitzero"`
+	MemoryMB      int    `json:"memoryMB,omitempty,omitzero"`
+	MinFreeDiskMb int    `json:"minFreeDiskMb,omitempty,omitzero"`
+
+	// Name The template's name, or name:tag
+	Name string `json:"name,omitempty,omitzero"`
+
+	// Tags More names: name:tag
+	Tags []string `json:"tags,omitempty,omitzero"`
+
+	// TeamID Taken from clients, and without effect: there are no teams here
+	TeamID string `json:"teamID,omitempty,omitzero"`
+}
+
 // CreateSandboxV1JSONRequestBody defines body for CreateSandboxV1 for application/json ContentType.
 type CreateSandboxV1JSONRequestBody = NewSandbox
 
@@ -695,6 +843,12 @@ type SnapshotSandboxJSONRequestBody SnapshotSandboxJSONBody
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody SetTimeoutJSONBody
 
+// RemoveTagsJSONRequestBody defines body for RemoveTags for application/json ContentType.
+type RemoveTagsJSONRequestBody RemoveTagsJSONBody
+
+// AssignTagsJSONRequestBody defines body for AssignTags for application/json ContentType.
+type AssignTagsJSONRequestBody AssignTagsJSONBody
+
 // UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
 type UpdateTemplateJSONRequestBody UpdateTemplateJSONBody
 
@@ -703,6 +857,12 @@ type CreateSandboxJSONRequestBody = NewSandbox
 
 // ConnectSandboxJSONRequestBody defines body for ConnectSandbox for application/json ContentType.
 type ConnectSandboxJSONRequestBody = Wake
+
+// StartBuildJSONRequestBody defines body for StartBuild for application/json ContentType.
+type StartBuildJSONRequestBody StartBuildJSONBody
+
+// RequestBuildJSONRequestBody defines body for RequestBuild for application/json ContentType.
+type RequestBuildJSONRequestBody RequestBuildJSONBody
 
 // Getter for additional properties for NetworkConfig. Returns the specified
 // element and whether it was found
@@ -920,6 +1080,12 @@ type ServerInterface interface {
 	// GetAlias Which template has this name
 	// (GET /templates/aliases/{alias})
 	GetAlias(w http.ResponseWriter, r *http.Request, alias string)
+	// RemoveTags Take names away, name:tag; the templates stay
+	// (DELETE /templates/tags)
+	RemoveTags(w http.ResponseWriter, r *http.Request)
+	// AssignTags Give a template more names, name:tag; one that means another template moves
+	// (POST /templates/tags)
+	AssignTags(w http.ResponseWriter, r *http.Request)
 	// DeleteTemplate Remove a template; 409 while sandboxes stand on it
 	// (DELETE /templates/{templateID})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, templateID TemplatePath)
@@ -929,6 +1095,18 @@ type ServerInterface interface {
 	// UpdateTemplate Templates are open to all keys of this daemon; making one private is refused
 	// (PATCH /templates/{templateID})
 	UpdateTemplate(w http.ResponseWriter, r *http.Request, templateID TemplatePath)
+	// GetBuildLogs What a build has told, oldest first
+	// (GET /templates/{templateID}/builds/{buildID}/logs)
+	GetBuildLogs(w http.ResponseWriter, r *http.Request, templateID TemplatePath, buildID BuildPath, params GetBuildLogsParams)
+	// GetBuildStatus How far a build is
+	// (GET /templates/{templateID}/builds/{buildID}/status)
+	GetBuildStatus(w http.ResponseWriter, r *http.Request, templateID TemplatePath, buildID BuildPath, params GetBuildStatusParams)
+	// GetUpload Where to send the files of a COPY
+	// (GET /templates/{templateID}/files/{hash})
+	GetUpload(w http.ResponseWriter, r *http.Request, templateID TemplatePath, hash FilesHash)
+	// ListTags The tags of a template's name, and what each means
+	// (GET /templates/{templateID}/tags)
+	ListTags(w http.ResponseWriter, r *http.Request, templateID TemplatePath)
 	// ListSandboxes A page of sandboxes, running and paused
 	// (GET /v2/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -944,6 +1122,12 @@ type ServerInterface interface {
 	// ListTemplates A page of what sandboxes can be made from, youngest first
 	// (GET /v2/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request, params ListTemplatesParams)
+	// StartBuild Build a template that was announced
+	// (POST /v2/templates/{templateID}/builds/{buildID})
+	StartBuild(w http.ResponseWriter, r *http.Request, templateID TemplatePath, buildID BuildPath)
+	// RequestBuild Announce a template that is to be built
+	// (POST /v3/templates)
+	RequestBuild(w http.ResponseWriter, r *http.Request)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -1706,6 +1890,34 @@ func (siw *ServerInterfaceWrapper) GetAlias(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// RemoveTags operation middleware
+func (siw *ServerInterfaceWrapper) RemoveTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AssignTags operation middleware
+func (siw *ServerInterfaceWrapper) AssignTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AssignTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // DeleteTemplate operation middleware
 func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http.Request) {
 
@@ -1775,6 +1987,221 @@ func (siw *ServerInterfaceWrapper) UpdateTemplate(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.UpdateTemplate(w, r, templateID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetBuildLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetBuildLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "buildID" -------------
+	var buildID BuildPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "buildID", r.PathValue("buildID"), &buildID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "buildID", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetBuildLogsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", r.URL.Query(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "level"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "level", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetBuildLogs(w, r, templateID, buildID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetBuildStatus operation middleware
+func (siw *ServerInterfaceWrapper) GetBuildStatus(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "buildID" -------------
+	var buildID BuildPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "buildID", r.PathValue("buildID"), &buildID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "buildID", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetBuildStatusParams
+
+	// ------------- Optional query parameter "logsOffset" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "logsOffset", r.URL.Query(), &params.LogsOffset, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "logsOffset"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "logsOffset", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", r.URL.Query(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "level"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "level", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetBuildStatus(w, r, templateID, buildID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetUpload operation middleware
+func (siw *ServerInterfaceWrapper) GetUpload(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "hash" -------------
+	var hash FilesHash
+
+	err = runtime.BindStyledParameterWithOptions("simple", "hash", r.PathValue("hash"), &hash, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hash", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetUpload(w, r, templateID, hash)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListTags operation middleware
+func (siw *ServerInterfaceWrapper) ListTags(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListTags(w, r, templateID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2075,6 +2502,55 @@ func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// StartBuild operation middleware
+func (siw *ServerInterfaceWrapper) StartBuild(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "templateID" -------------
+	var templateID TemplatePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "templateID", r.PathValue("templateID"), &templateID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "templateID", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "buildID" -------------
+	var buildID BuildPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "buildID", r.PathValue("buildID"), &buildID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "buildID", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.StartBuild(w, r, templateID, buildID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RequestBuild operation middleware
+func (siw *ServerInterfaceWrapper) RequestBuild(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RequestBuild(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -2224,6 +2700,14 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}", wrapper.GetTemplate)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/templates/{templateID}", wrapper.UpdateTemplate)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/aliases/{alias}", wrapper.GetAlias)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/tags", wrapper.ListTags)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/tags", wrapper.RemoveTags)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/tags", wrapper.AssignTags)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v3/templates", wrapper.RequestBuild)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v2/templates/{templateID}/builds/{buildID}", wrapper.StartBuild)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/builds/{buildID}/status", wrapper.GetBuildStatus)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/builds/{buildID}/logs", wrapper.GetBuildLogs)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{templateID}/files/{hash}", wrapper.GetUpload)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/info", wrapper.GetInfo)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/tree", wrapper.GetTree)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/map", wrapper.GetMap)

@@ -505,7 +505,14 @@ func attachments(t *testing.T, st store.Store, reopen func() store.Store) {
 			t.Errorf("read %q, attached %q", got, content)
 		}
 	}
-	for _, taken := range []string{"memfile", store.Manifest, "../x.sig", ".sig"} {
+	const other = "memfile.prefetch"
+	if err := st.Attach(t.Context(), id, other, []byte("list")); err != nil {
+		t.Fatal(err)
+	}
+	if got, kept := read(t, reopen(), id, other), read(t, st, id, name); got != "list" || kept != "" {
+		t.Errorf("beside each other are %q and %q", got, kept)
+	}
+	for _, taken := range []string{"memfile", store.Manifest, "../x.sig", ".sig", "memfile.header", ".prefetch"} {
 		wantError(t, st.Attach(t.Context(), id, taken, []byte("x")), store.ErrBadName)
 	}
 	if err := st.Attach(t.Context(), id, name, make([]byte, store.MaxAttachment+1)); err == nil {

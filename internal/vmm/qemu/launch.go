@@ -18,11 +18,11 @@ import (
 const vmmUser = 64235
 
 // launch starts cmd so that it can't outlive this process and can't punch holes into the files it maps. It returns when the process runs; the
-// caller waits for it.
+// caller waits for it. paged is as in vmm.Config.
 //
 // The thread that starts the process is given to it for life: the kernel ties "die with your parent" to the parent's thread, and a seccomp filter
 // set on a thread is inherited by what the thread starts. The thread ends with the process and is never used for anything else.
-func launch(cmd *exec.Cmd) (wait func() error, err error) {
+func launch(cmd *exec.Cmd, paged bool) (wait func() error, err error) {
 	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 {
 		attr.Credential = &syscall.Credential{Uid: vmmUser, Gid: vmmUser, Groups: kvmGroup()}
@@ -37,7 +37,7 @@ func launch(cmd *exec.Cmd) (wait func() error, err error) {
 	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
-		if err := filterFallocate(); err != nil {
+		if err := filterCalls(paged); err != nil {
 			started <- err
 			return
 		}
@@ -63,25 +63,38 @@ func kvmGroup() []uint32 {
 	return []uint32{st.Gid}
 }
 
-// filterFallocate makes fallocate(2) do nothing, successfully, in this thread and in the processes that it starts.
+// filterCalls makes some system calls do nothing, successfully, in this thread and in the processes that it starts.
 //
-// A guest that reports free pages makes QEMU discard them, which for a file-backed memory means: punch a hole into the *file*, then drop the private
-// page. The file is shared by all machines of a snapshot and must never change; dropping the private page alone is exactly what is wanted.
-func filterFallocate() error {
+// One is fallocate(2). A guest that reports free pages makes QEMU discard them, which for a file-backed memory means: punch a hole into the *file*, then
+// drop the private page. The file is shared by all machines of a snapshot and must never change; dropping the private page alone is exactly what is wanted.
+//
+// For paged memory it is madvise(2) with MADV_HUGEPAGE too, which QEMU gives for all memory: of a file it makes the kernel read four megabytes around every
+// page that is touched, even where reading ahead is off.
+func filterCalls(paged bool) error {
 	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("no system call filter for %s hosts", runtime.GOARCH)
 	}
-	const offNumber, offArch = 0, 4 // in struct seccomp_data
-	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offArch},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: arch, Jt: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_KILL_PROCESS},
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offNumber},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_FALLOCATE, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO}, // with error number 0: success
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	const offNumber, offArch, offThird = 0, 4, 32 // in struct seccomp_data; of the third argument the lower half
+	load := func(offset uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
+	equal := func(value uint32, otherwise uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: otherwise}
+	}
+	is := func(value uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jt: 1}
+	}
+	end := func(what uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: what} }
+	const nothing = unix.SECCOMP_RET_ERRNO // with error number 0: success
+	filter := []unix.SockFilter{
+		load(offArch), is(arch), end(unix.SECCOMP_RET_KILL_PROCESS),
+		load(offNumber), equal(unix.SYS_FALLOCATE, 1), end(nothing),
+	}
+	if paged {
+		filter = append(filter, equal(unix.SYS_MADVISE, 3), load(offThird), equal(unix.MADV_HUGEPAGE, 1), end(nothing))
+	}
+	filter = append(filter, end(unix.SECCOMP_RET_ALLOW))
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("giving up new privileges: %w", err)
 	}

@@ -55,7 +55,7 @@ func start(ctx context.Context, binary string, c vmm.Config, hw hardware, tscKHz
 	m.cmd.Dir = "/"
 	m.cmd.SysProcAttr = nil
 	m.cmd.WaitDelay = time.Second
-	wait, err := launch(m.cmd)
+	wait, err := launch(m.cmd, c.Paged)
 	m.handedOver(files, c.Memory)
 	if err != nil {
 		conn.Close()
@@ -115,6 +115,13 @@ func (m *machine) channels(c vmm.Config) (files []*os.File, conn net.Conn, err e
 		return files, nil, err
 	}
 	files = append(files, c.Memory, m.state, c.Disk) // a nil file leaves its descriptor closed
+	var tap *os.File
+	if c.Network == vmm.NetTap {
+		if tap, err = c.Tap.Open(); err != nil {
+			return files, nil, fmt.Errorf("attaching to the network: %w", err)
+		}
+	}
+	files = append(files, tap)
 	if c.State != nil {
 		incoming, err := memoryFile("device state", c.State)
 		if err != nil {

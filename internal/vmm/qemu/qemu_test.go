@@ -9,12 +9,24 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/vmmtest"
 )
+
+func TestMain(m *testing.M) {
+	if os.Getenv(adviseEnv) != "" {
+		if err := advise(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 func TestContract(t *testing.T) {
 	engine := New(t.TempDir())
@@ -114,7 +126,7 @@ func TestCage(t *testing.T) {
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	wait, err := launch(cmd)
+	wait, err := launch(cmd, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +153,50 @@ func TestCage(t *testing.T) {
 	if t.Failed() {
 		t.Log(text)
 	}
+}
+
+// TestPagedCage has a caged process advise the kernel to read a file in huge pages, as QEMU does: it succeeds, and the kernel hears nothing of it where
+// memory is paged.
+func TestPagedCage(t *testing.T) {
+	for _, paged := range []bool{false, true} {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), adviseEnv+"=1")
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		wait, err := launch(cmd, paged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := wait(); err != nil {
+			t.Fatalf("%v\n%s", err, out.String())
+		}
+		if advised := strings.Contains(out.String(), " hg"); advised == paged {
+			t.Errorf("paged is %v, and the kernel was advised: %v\n%s", paged, advised, out.String())
+		}
+	}
+}
+
+// adviseEnv makes the test binary a process that asks for huge pages, and prints the flags of its mapping.
+const adviseEnv = "SPORE_QEMU_TEST_ADVISE"
+
+func advise() error {
+	p, err := unix.Mmap(-1, 0, 4<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err == nil {
+		err = unix.Madvise(p, unix.MADV_HUGEPAGE)
+	}
+	if err != nil {
+		return err
+	}
+	maps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return err
+	}
+	start := fmt.Sprintf("%x-", uintptr(unsafe.Pointer(&p[0])))
+	_, rest, _ := strings.Cut(string(maps), start) // not there when it was joined with a neighbour, as it is unless the kernel was advised
+	_, flags, _ := strings.Cut(rest, "VmFlags:")
+	flags, _, _ = strings.Cut(flags, "\n")
+	fmt.Println(flags)
+	return nil
 }
 
 // TestDirtyWays compares the kernel's scan with the reading of every entry.
