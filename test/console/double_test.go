@@ -217,7 +217,7 @@ func (d *double) templates(*http.Request) (int, any, error) {
 		if n.Template {
 			out = append(out, map[string]any{
 				"templateID": n.ID, "buildID": n.ID, "names": n.Names, "cpuCount": 1, "memoryMB": n.MemoryBytes >> 20, "diskSizeMB": n.DiskBytes >> 20,
-				"createdAt": n.Created, "lastSpawnedAt": nil, "spawnCount": 3 * n.Forks, "spore": map[string]int{"forks": n.Forks, "pool": 0, "poolSize": 0},
+				"createdAt": n.Created, "lastSpawnedAt": nil, "spawnCount": 3 * n.Forks, "spore": map[string]int{"forks": n.Forks, "pool": n.Forks, "poolSize": 2 * n.Forks},
 			})
 		}
 	}

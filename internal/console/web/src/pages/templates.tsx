@@ -9,6 +9,12 @@ import { Heading, Missing, Stale } from "../ui/states.tsx";
 import { usePoll } from "../ui/use.ts";
 import { CreateDialog, nameOf } from "./create.tsx";
 
+/** How many sandboxes there are of a template, were, and wait to be. */
+function use(t: Template): string {
+  const { forks = 0, pool = 0, poolSize = 0 } = t.spore ?? {};
+  return `${forks} now, ${t.spawnCount} ever${poolSize > 0 ? `, ${pool} of ${poolSize} waiting` : ""}`;
+}
+
 export function TemplatesPage() {
   const list = usePoll("templates", (signal) => templates.list(signal), 10_000);
   const [from, setFrom] = useState<Template>();
@@ -31,7 +37,7 @@ export function TemplatesPage() {
           <caption class="hidden">Templates</caption>
           <thead role="rowgroup">
             <tr role="row">
-              {["Template", "Id", "Size", "Made", "Sandboxes made", "Actions"].map((name) => (
+              {["Template", "Id", "Size", "Made", "Sandboxes", "Actions"].map((name) => (
                 <th key={name} role="columnheader" scope="col">
                   {name}
                 </th>
@@ -55,8 +61,8 @@ export function TemplatesPage() {
                 <td role="cell" data-label="Made">
                   {moment(t.createdAt)}
                 </td>
-                <td role="cell" data-label="Sandboxes made">
-                  {t.spawnCount}
+                <td role="cell" data-label="Sandboxes">
+                  {use(t)}
                 </td>
                 <td role="cell" class="wide">
                   <div class="row actions" role="group" aria-label={`What to do with template ${nameOf(t)}`}>
