@@ -194,6 +194,26 @@ type Error struct {
 	Message string `json:"message"`
 }
 
+// FileEntry defines model for FileEntry.
+type FileEntry struct {
+	GID int64 `json:"gid"`
+
+	// Mode The permission bits
+	Mode     int       `json:"mode"`
+	Modified time.Time `json:"modified"`
+	Name     string    `json:"name"`
+
+	// Size Bytes
+	Size int64 `json:"size"`
+
+	// Target Of a symbolic link
+	Target string `json:"target,omitempty,omitzero"`
+
+	// Type file, dir, symlink or other
+	Type string `json:"type"`
+	UID  int64  `json:"uid"`
+}
+
 // FilesHash What its sender calls the files
 type FilesHash = string
 
@@ -667,6 +687,12 @@ type DialSandboxParams struct {
 	Port int `form:"port" json:"port"`
 }
 
+// GetFilesParams defines parameters for GetFiles.
+type GetFilesParams struct {
+	// Path Absolute; / if absent
+	Path string `form:"path,omitempty" json:"path,omitempty,omitzero"`
+}
+
 // GetMapParams defines parameters for GetMap.
 type GetMapParams struct {
 	Artifact Artifact `form:"artifact,omitempty" json:"artifact,omitempty,omitzero"`
@@ -1068,6 +1094,9 @@ type ServerInterface interface {
 	// GetDiff How the second snapshot differs from the first
 	// (GET /spore/v1/snapshots/{snapshotID}/diff/{otherID})
 	GetDiff(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, otherID string)
+	// GetFiles What is in a directory of a snapshot's disk, without waking it
+	// (GET /spore/v1/snapshots/{snapshotID}/files)
+	GetFiles(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, params GetFilesParams)
 	// GetMap Which generation the bytes of a disk or a memory are of
 	// (GET /spore/v1/snapshots/{snapshotID}/map)
 	GetMap(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, params GetMapParams)
@@ -1785,6 +1814,48 @@ func (siw *ServerInterfaceWrapper) GetDiff(w http.ResponseWriter, r *http.Reques
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetDiff(w, r, snapshotID, otherID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetFiles operation middleware
+func (siw *ServerInterfaceWrapper) GetFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshotID" -------------
+	var snapshotID SnapshotPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshotID", r.PathValue("snapshotID"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshotID", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetFilesParams
+
+	// ------------- Optional query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetFiles(w, r, snapshotID, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2711,6 +2782,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/info", wrapper.GetInfo)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/tree", wrapper.GetTree)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/map", wrapper.GetMap)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/files", wrapper.GetFiles)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/diff/{otherID}", wrapper.GetDiff)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/spore/v1/sandboxes/{sandboxID}/dial", wrapper.DialSandbox)
 
