@@ -90,6 +90,12 @@ func (a *app) create(cmd *cobra.Command, f createFlags, args []string) error {
 			return err
 		}
 	}
+	if spec.Policy, err = f.machine.reach.policy(); err != nil { // only now: the kind of network may have been inherited
+		return err
+	}
+	if err := spec.Check(); err != nil {
+		return usageErrorf("%v", err)
+	}
 	progress := a.show()
 	snap, err := host.Create(ctx, spec, progress)
 	if err != nil {

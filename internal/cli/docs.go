@@ -78,6 +78,7 @@ var environment = [][2]string{
 	{"SPORE_STORE", "where the snapshots are: a folder, `gs://bucket/prefix` or `s3://bucket/prefix`; default `$XDG_DATA_HOME/spore/store`, which is `~/.local/share/spore/store`"},
 	{"HOST_KERNELS_DIR", "folder with guest kernels as `{version}/{arch}/vmlinux.bin`; default `$XDG_DATA_HOME/spore/kernels`"},
 	{"SNAPSHOT_CACHE_DIR", "folder for what can be made again: image disks, flat memory; default `$XDG_CACHE_HOME/spore`, which is `~/.cache/spore`"},
+	{"SPORE_TAP_SUBNET", "addresses of the links between the host and its machines with `--net tap`, an IPv4 network; default `10.219.0.0/16`"},
 	{"SPORE_CACHE_LIMIT", "how much of buckets is kept in the cache, such as `20G`; default 10 GiB"},
 	{"SPORE_TRUSTED_KEYS", "file with the public keys that `--require-signed` trusts"},
 	{"SANDBOX_DIR", "folder for live machines, a short path; default `$XDG_RUNTIME_DIR/spore`, `/run/spore` for root, `/tmp/spore-UID` without either"},

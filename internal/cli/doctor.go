@@ -57,7 +57,7 @@ func (a *app) doctor(ctx context.Context) error {
 	checks = append(checks, checkEngine(ctx, qemu.New(p.Cache), arch)...)
 	checks = append(checks,
 		checkKernel(p.Kernels, arch), checkAgent(arch),
-		checkMmdebstrap(), checkPageMap(), checkFUSE(),
+		checkMmdebstrap(), checkPageMap(), checkFUSE(), a.checkTap(),
 	)
 	for _, dir := range []struct{ name, path string }{{"store", p.Store}, {"cache", p.Cache}, {runFolder, p.Run}} {
 		checks = append(checks, checkFolder(dir.name, dir.path))
@@ -162,6 +162,18 @@ func checkFUSE() check {
 	}
 	f.Close()
 	return check{Name: "fuse", Status: checkOK, Detail: "/dev/fuse opens; machines on QEMU do not need it"}
+}
+
+// checkTap tries all of a slot that changes nothing of the host's network.
+func (a *app) checkTap() check {
+	pool, err := a.networks()
+	if err == nil {
+		err = pool.Check()
+	}
+	if err != nil {
+		return check{Name: "tap network", Status: checkWarn, Detail: "--net tap is not to be had, --net user is: " + err.Error()}
+	}
+	return check{Name: "tap network", Status: checkOK, Detail: "namespace, tap interface and packet filter work"}
 }
 
 // Room below which a check warns or fails: a machine's memory and disk must fit once, sparse as they are.

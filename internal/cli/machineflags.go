@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
 )
 
@@ -15,12 +16,30 @@ type machineFlags struct {
 	memory, disk size
 	accel, net   string
 	kernel       string
+	reach        reachFlags
+}
+
+// reachFlags say what a machine with a tap interface may reach.
+type reachFlags struct{ allow, deny []string }
+
+func (r *reachFlags) register(f *pflag.FlagSet) {
+	f.StringSliceVar(&r.allow, "allow-net", nil, "with --net tap: `CIDR` that may be reached, and nothing else; beside --deny-net: an exception from it; may be repeated")
+	f.StringSliceVar(&r.deny, "deny-net", nil, "with --net tap: `CIDR` that may not be reached, unless --allow-net has it; may be repeated")
+}
+
+func (r *reachFlags) policy() (network.Policy, error) {
+	p, err := network.ParsePolicy(r.allow, r.deny)
+	if err != nil {
+		return p, usageErrorf("%v", err)
+	}
+	return p, nil
 }
 
 func (m *machineFlags) register(f *pflag.FlagSet) {
 	m.registerSizes(f)
 	f.StringVar(&m.accel, "accel", "auto", "what runs the guest: auto, kvm or tcg (software emulation)")
-	f.StringVar(&m.net, "net", "none", "network: none, or user (outgoing only, needs no privilege)")
+	f.StringVar(&m.net, "net", "none", "network: none, user (outgoing only, needs no privilege), or tap (a network namespace of its own; needs root)")
+	m.reach.register(f)
 	f.StringVar(&m.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR (default: the newest there)")
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sporevm/spore/internal/block/framecache"
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
@@ -158,6 +160,22 @@ func openStore(ctx context.Context, location, cache string) (store.Store, error)
 	return bucket.Open(ctx, location, bucket.Options{TempDir: spool})
 }
 
+// networks are where machines get their tap interfaces; none is made yet.
+func (a *app) networks() (*network.Pool, error) {
+	subnet := network.DefaultSubnet
+	if text := a.Getenv("SPORE_TAP_SUBNET"); text != "" {
+		var err error
+		if subnet, err = netip.ParsePrefix(text); err != nil {
+			return nil, usageErrorf("SPORE_TAP_SUBNET is %q: choose an IPv4 network such as %s", text, network.DefaultSubnet)
+		}
+	}
+	pool, err := network.NewPool(subnet)
+	if err != nil {
+		return nil, usageErrorf("SPORE_TAP_SUBNET: %v", err)
+	}
+	return pool, nil
+}
+
 // host makes ready to run machines.
 func (a *app) host(ctx context.Context) (*sandbox.Host, error) { return a.hostWith(ctx, a.log()) }
 
@@ -175,8 +193,12 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 	if err != nil {
 		return nil, err
 	}
+	networks, err := a.networks()
+	if err != nil {
+		return nil, err
+	}
 	return sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
+		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
 		LazyMemory: a.lazyMemory(p),
 	})
 }

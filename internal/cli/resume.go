@@ -25,6 +25,7 @@ type resumeFlags struct {
 	iterations       int
 	cold, noPrefetch bool
 	accel            string
+	reach            reachFlags
 
 	pause                                 bool
 	signalPause, cmdPause, cmdSignalPause string
@@ -64,6 +65,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags.StringVar(&f.to, "to", "", "UUID of the child to freeze (default: a new one)")
 	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the child; may be repeated")
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
+	f.reach.register(flags)
 	a.trustFlags(flags)
 	return c
 }
@@ -143,11 +145,15 @@ func (a *app) resume(ctx context.Context, ref string, f resumeFlags) (err error)
 	if err != nil {
 		return err
 	}
+	policy, err := f.reach.policy()
+	if err != nil {
+		return err
+	}
 	host, err := a.host(ctx)
 	if err != nil {
 		return err
 	}
-	w := waker{host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel, NoPrefetch: f.noPrefetch}}
+	w := waker{host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel, NoPrefetch: f.noPrefetch, Policy: policy}}
 	if f.iterations > 0 && !f.pauses() {
 		return a.timeWakes(ctx, w, f.iterations, f.cold)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/snapshot"
 )
@@ -29,7 +30,8 @@ func (a *app) runCommand() *cobra.Command {
 		Long: `Wakes a snapshot, runs a command in it with this terminal's input and output, and lets the machine go. The exit code is the command's.
 
 An image is booted once and frozen under a name made of its digest and the machine's flags; every run after that wakes the frozen machine. Without a command
-the image's own entrypoint and command run. Flags for the machine apply to images only: a snapshot wakes as it was frozen.
+the image's own entrypoint and command run. Flags for the machine apply to images only: a snapshot wakes as it was frozen. What a
+machine may reach is not frozen: --allow-net and --deny-net hold for this run, and for snapshots too.
 
 Input that is not a terminal is always passed on; a terminal is with -i or -t.`,
 		Example: `  spore run apt:bookworm/python3-minimal -- python3 -c 'print(6*7)'
@@ -67,6 +69,10 @@ func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (e
 	if err := spec.Check(); err != nil {
 		return usageErrorf("%v", err)
 	}
+	policy, err := f.machine.reach.policy()
+	if err != nil {
+		return err
+	}
 	if err := f.command.check(a); err != nil {
 		return err
 	}
@@ -74,7 +80,7 @@ func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (e
 	if err != nil {
 		return err
 	}
-	s, err := a.runnable(ctx, host, spec)
+	s, err := a.runnable(ctx, host, spec, policy)
 	if err != nil {
 		return err
 	}
@@ -89,8 +95,9 @@ func (a *app) run(ctx context.Context, ref string, args []string, f runFlags) (e
 }
 
 // runnable wakes what spec.Image names: a snapshot, or else the frozen machine of an image, which is made unless it is there.
-func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.CreateSpec) (*woken, error) {
-	w := waker{host: host, ref: spec.Image, options: sandbox.ResumeOptions{Accel: spec.Accel}}
+// The policy is no part of spec, since a snapshot has a network of its own kind.
+func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.CreateSpec, policy network.Policy) (*woken, error) {
+	w := waker{host: host, ref: spec.Image, options: sandbox.ResumeOptions{Accel: spec.Accel, Policy: policy}}
 	progress := a.showSlow()
 	defer progress.stop()
 	s, notASnapshot := w.wake(ctx, progress)
@@ -103,6 +110,10 @@ func (a *app) runnable(ctx context.Context, host *sandbox.Host, spec sandbox.Cre
 		return nil, fmt.Errorf("%q is neither a snapshot nor an image: %w", spec.Image, err)
 	case err != nil:
 		return nil, err
+	}
+	spec.Policy = policy
+	if err := spec.Check(); err != nil {
+		return nil, usageErrorf("%v", err)
 	}
 	w.ref = frozenName(img, spec)
 	spec.Names = []string{w.ref}

@@ -19,6 +19,7 @@ var floors = map[string]int{
 	"internal/expose":     1,
 	"internal/guest":      1,
 	"internal/image":      1,
+	"internal/network":    1,
 	"internal/snapshot":   1,
 	"internal/vmm":        1,
 	"internal/compare":    2,

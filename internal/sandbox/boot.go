@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -40,9 +41,9 @@ func (e *BootError) Error() string {
 func (e *BootError) Unwrap() error { return e.Err }
 
 // boot starts a machine from nothing on the disk of a snapshot. meta is what snapshots of the machine will say, as far as it is known.
-// A guest that hangs while booting is ended and tried again.
-func (h *Host) boot(ctx context.Context, parent *snapshot.Snapshot, meta snapshot.Metadata, kernelSpec string) (*Sandbox, error) {
-	kernel, err := guest.FindKernel(h.KernelsDir, kernelSpec, meta.Arch)
+// Of spec it takes the kernel and what the machine may reach. A guest that hangs while booting is ended and tried again.
+func (h *Host) boot(ctx context.Context, parent *snapshot.Snapshot, meta snapshot.Metadata, spec CreateSpec) (*Sandbox, error) {
+	kernel, err := guest.FindKernel(h.KernelsDir, spec.Kernel, meta.Arch)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +59,7 @@ func (h *Host) boot(ctx context.Context, parent *snapshot.Snapshot, meta snapsho
 	meta.Initramfs = initramfsDigest
 	boot := vmm.Boot{Kernel: kernel.Path, Initramfs: initramfs, Args: guest.KernelArgs("", false)}
 	for attempt := 1; ; attempt++ {
-		s, err := h.bootOnce(ctx, parent, meta, boot)
+		s, err := h.bootOnce(ctx, parent, meta, boot, spec.Policy)
 		if err == nil {
 			return s, nil
 		}
@@ -74,12 +75,12 @@ func (h *Host) boot(ctx context.Context, parent *snapshot.Snapshot, meta snapsho
 	}
 }
 
-func (h *Host) bootOnce(ctx context.Context, parent *snapshot.Snapshot, meta snapshot.Metadata, boot vmm.Boot) (_ *Sandbox, err error) {
+func (h *Host) bootOnce(ctx context.Context, parent *snapshot.Snapshot, meta snapshot.Metadata, boot vmm.Boot, policy network.Policy) (_ *Sandbox, err error) {
 	memory, err := emptyMemory(h.scratch(), meta.MemoryBytes)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{host: h, id: uuid.New(), memory: memory, meta: meta, parent: parent}
+	s := &Sandbox{host: h, id: uuid.New(), memory: memory, meta: meta, parent: parent, policy: policy}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())

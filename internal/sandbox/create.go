@@ -32,7 +32,7 @@ func (h *Host) Create(ctx context.Context, spec CreateSpec, p Progress) (_ *snap
 		return nil, err
 	}
 	p.Phase("boot")
-	s, err := h.boot(ctx, disk, meta, spec.Kernel)
+	s, err := h.boot(ctx, disk, meta, spec)
 	if err != nil {
 		return nil, err
 	}

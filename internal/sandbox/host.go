@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/sporevm/spore/internal/image"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -20,9 +21,10 @@ type HostOptions struct {
 	Snapshots  *snapshot.Repo
 	Images     *image.Builder
 	Engine     vmm.Engine
-	KernelsDir string // holds {version}/{arch}/vmlinux.bin
-	CacheDir   string // may be deleted at any time between runs
-	RunDir     string // holds a folder for each live machine; short path
+	Networks   *network.Pool // for machines with a tap interface; nil: there are none
+	KernelsDir string        // holds {version}/{arch}/vmlinux.bin
+	CacheDir   string        // may be deleted at any time between runs
+	RunDir     string        // holds a folder for each live machine; short path
 	Log        *slog.Logger
 
 	// LazyMemory serves memory page by page: that of snapshots from afar, and that of new ones to see what they touch. It may be nil, and may fail: memory

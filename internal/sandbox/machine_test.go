@@ -25,7 +25,7 @@ func TestBootedMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	s, err := b.boot(t.Context(), disk, meta, "")
+	s, err := b.boot(t.Context(), disk, meta, CreateSpec{})
 	if err != nil {
 		t.Fatal(err)
 	}

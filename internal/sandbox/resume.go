@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -24,6 +25,8 @@ type ResumeOptions struct {
 	ID uuid.UUID
 	// Env is added to the environment of whatever is started from now on.
 	Env map[string]string
+
+	Policy network.Policy // what a machine with a tap interface may reach; it is not part of snapshots
 }
 
 // Resume wakes a snapshot: the machine goes on where it was frozen, as somebody else. The caller keeps snap open for as long as the sandbox.
@@ -48,11 +51,14 @@ func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	if err := h.compatible(ctx, meta, accel); err != nil {
 		return nil, err
 	}
+	if err := checkPolicy(o.Policy, vmm.Network(meta.Net)); err != nil {
+		return nil, fmt.Errorf("waking snapshot %s: %w", snap.ID(), err)
+	}
 	state, err := snap.State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{host: h, id: o.ID, meta: meta, parent: snap}
+	s := &Sandbox{host: h, id: o.ID, meta: meta, parent: snap, policy: o.Policy}
 	if s.id == uuid.Nil {
 		s.id = uuid.New()
 	}

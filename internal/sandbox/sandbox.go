@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/api"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -43,6 +44,8 @@ type Sandbox struct {
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
 	phases  Phases
+	slot    *network.Slot  // nil: the machine has no tap interface
+	policy  network.Policy // what it may reach by that
 
 	session sync.RWMutex  // guards client; held while the guest has no session, so that who asks for one waits for the next
 	client  *guest.Client // nil when there will be none any more
@@ -162,6 +165,9 @@ func (s *Sandbox) Close() error {
 	if s.disk != nil {
 		errs = append(errs, s.disk.close())
 	}
+	if s.slot != nil {
+		errs = append(errs, s.slot.Release())
+	}
 	if s.lazy != nil {
 		errs = append(errs, s.lazy.Close())
 	} else if s.memory != nil {
@@ -187,6 +193,9 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 		return err
 	}
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
+	if err := s.attach(&c); err != nil {
+		return err
+	}
 	machine, err := h.Engine.Start(ctx, c)
 	if err != nil {
 		return errors.Join(err, s.disk.firstFault(), s.memoryFault(err))
@@ -258,10 +267,8 @@ func (s *Sandbox) nextIdentity() (api.Identity, error) {
 		MachineID:  fmt.Sprintf("%x", id[:]),
 		Context:    &api.Context{User: s.meta.Context.User, Workdir: s.meta.Context.Workdir, Env: s.meta.Context.Env},
 	}
-	if s.meta.Net == string(vmm.NetUser) {
-		identity.Net = &api.Net{Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"}}
-	}
-	return identity, nil
+	identity.Net, err = s.network()
+	return identity, err
 }
 
 // whileAlive returns a context that ends when the machine does.

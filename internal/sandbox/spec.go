@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/vmm"
 )
@@ -29,6 +30,7 @@ type CreateSpec struct {
 	Kernel      string
 	Accel       string
 	Net         string
+	Policy      network.Policy // what the machine may reach while it is made; it is not kept
 
 	Steps        []Step
 	StartCommand string        // left running in the snapshot
@@ -71,7 +73,11 @@ func (c CreateSpec) Check() error {
 	if _, err := vmm.ParseAccel(c.Accel); err != nil {
 		return err
 	}
-	if _, err := vmm.ParseNetwork(c.Net); err != nil {
+	net, err := vmm.ParseNetwork(c.Net)
+	if err != nil {
+		return err
+	}
+	if err := checkPolicy(c.Policy, net); err != nil {
 		return err
 	}
 	if c.ReadyTimeout < 0 {

@@ -91,7 +91,7 @@ func (h *Host) runSteps(ctx context.Context, disk *snapshot.Snapshot, meta snaps
 		}
 		next, err := h.once(ctx, chain, func() (*snapshot.Snapshot, error) {
 			if builder == nil {
-				if builder, err = h.boot(ctx, disk, meta, spec.Kernel); err != nil {
+				if builder, err = h.boot(ctx, disk, meta, spec); err != nil {
 					return nil, err
 				}
 			}

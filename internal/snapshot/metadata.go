@@ -56,7 +56,7 @@ type Metadata struct {
 
 	VCPUs     int    `json:"vcpus,omitempty"`
 	HugePages bool   `json:"huge_pages,omitempty"` // memory in blocks of 2 MiB
-	Net       string `json:"net,omitempty"`        // the machine's network: none, user
+	Net       string `json:"net,omitempty"`        // the machine's network: none, user, tap
 
 	Engine    Engine       `json:"engine,omitzero"`      // what froze it; needed with a memory
 	CPU       CPU          `json:"cpu,omitzero"`         // as the guest sees it; needed with a memory

@@ -43,6 +43,7 @@ type Network string
 const (
 	NetNone Network = "none"
 	NetUser Network = "user" // the VMM's user-mode network: outgoing only, no privilege needed
+	NetTap  Network = "tap"  // a tap interface in a network namespace of the machine's own
 )
 
 // ParseNetwork reads the value of a --net flag.
@@ -50,10 +51,10 @@ func ParseNetwork(s string) (Network, error) {
 	switch n := Network(s); n {
 	case "":
 		return NetNone, nil
-	case NetNone, NetUser:
+	case NetNone, NetUser, NetTap:
 		return n, nil
 	}
-	return "", fmt.Errorf("unknown network %q: choose none or user", s)
+	return "", fmt.Errorf("unknown network %q: choose none, user or tap", s)
 }
 
 // ErrDead is wrapped by the errors of a machine whose VMM has ended.
@@ -64,6 +65,15 @@ type Boot struct {
 	Kernel    string // path of the kernel image, readable for all: the VMM may run as another user
 	Initramfs string // path, likewise
 	Args      string // kernel arguments beyond those that the engine itself needs
+}
+
+// Tap is a tap interface whose frames begin with a struct virtio_net_hdr. An engine attaches to it in one of two ways, once.
+type Tap interface {
+	// Open attaches to it, for VMMs that take a descriptor. The engine closes the file.
+	Open() (*os.File, error)
+	// Name and Namespace are for VMMs that open it by name, in its network namespace. The file stays the caller's.
+	Name() string
+	Namespace() *os.File
 }
 
 // Config describes a machine to start. Exactly one of Boot and State is set.
@@ -87,6 +97,9 @@ type Config struct {
 
 	// Disk is a connected stream on which the caller serves the root disk as NBD. The engine takes the descriptor over. Nil: no disk.
 	Disk *os.File
+
+	// Tap is the interface of a machine with NetTap. It is the caller's, who removes it after Close; the machine attaches to it.
+	Tap Tap
 
 	Boot  *Boot
 	State []byte // device state as saved by SaveState of the same engine

@@ -9,11 +9,14 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Limits of what a sandbox may be told of itself.
@@ -101,7 +104,11 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 		err := &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: a sandbox sleeps in it, or has forks that stand on it", id), Hint: "fork that sandbox instead"}
 		return Info{}, errors.Join(err, f.letGo(t))
 	}
-	live, pooled, err := f.obtain(ctx, t, spec.Env)
+	policy, err := reach(spec, t.snap.Metadata().Net)
+	if err != nil {
+		return Info{}, errors.Join(err, f.letGo(t))
+	}
+	live, pooled, err := f.obtain(ctx, t, spec.Env, policy)
 	if err != nil {
 		return Info{}, errors.Join(f.startError(ctx, err), f.letGo(t))
 	}
@@ -110,7 +117,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 		ID: hexID(live.ID()), Template: id, Name: name, Parent: parent, Owner: spec.Owner,
 		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(),
 		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: maps.Clone(spec.Metadata),
-		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net,
+		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net, Reach: policy,
 		Snapshot: id,
 	}})
 	_ = e.take(ctx) // it is new: the turn is there
@@ -143,14 +150,33 @@ func (f *Fleet) enter(e *entry) error {
 	return nil
 }
 
-// obtain returns a running machine of a template: one that waited, or one that is woken now.
-func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string) (live *sandbox.Sandbox, pooled bool, err error) {
-	if p := f.poolOf(t.id); p != nil {
+// reach is what a sandbox may reach by a network of the given kind.
+func reach(spec CreateSpec, net string) (network.Policy, error) {
+	deny := spec.DenyOut
+	if spec.Offline {
+		deny = append(slices.Clone(deny), "0.0.0.0/0")
+	}
+	policy, err := network.ParsePolicy(spec.AllowOut, deny)
+	if err != nil {
+		return policy, &Error{Kind: Invalid, Message: err.Error()}
+	}
+	switch {
+	case len(policy.Allow) == 0 && len(policy.Deny) == 0, net == string(vmm.NetTap):
+		return policy, nil
+	case net != string(vmm.NetUser) && len(spec.AllowOut) == 0: // it reaches nothing anyway
+		return network.Policy{}, nil
+	}
+	return policy, &Error{Kind: Invalid, Message: "the network of this template is not one whose traffic is filtered", Hint: "make the template with --net tap, or with --net none"}
+}
+
+// obtain returns a running machine of a template: one that waited, or one that is woken now. Those that wait may reach what they like.
+func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string, policy network.Policy) (live *sandbox.Sandbox, pooled bool, err error) {
+	if p := f.poolOf(t.id); p != nil && len(policy.Allow) == 0 && len(policy.Deny) == 0 {
 		if live, err := p.pool.Take(ctx, env); live != nil || err != nil {
 			return live, true, err
 		}
 	}
-	live, err = f.resume(ctx, t, sandbox.ResumeOptions{Env: env})
+	live, err = f.resume(ctx, t, sandbox.ResumeOptions{Env: env, Policy: policy})
 	return live, false, err
 }
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/sporevm/spore/internal/network"
 )
 
 // State is what a sandbox is doing.
@@ -52,7 +54,8 @@ type Info struct {
 	MemoryBytes  int64
 	DiskBytes    int64
 	AgentVersion string
-	Net          string
+	Net          string         // none, user, tap
+	Reach        network.Policy // what it may reach, of a tap; it stays so when it sleeps, and its forks may reach the same
 
 	Snapshot uuid.UUID     // what it was last woken from or frozen as
 	Wake     time.Duration // how long its last wake took, until its agent answered
@@ -69,6 +72,11 @@ type CreateSpec struct {
 	Insecure   bool // no token is needed to talk to its agent
 	Metadata   map[string]string
 	Env        map[string]string // added to that of the template for all that runs in it
+
+	// AllowOut and DenyOut are addresses and networks that it may reach, or may not; allow wins. Offline denies all that is not allowed. Only a template with a
+	// tap interface can be told so.
+	AllowOut, DenyOut []string
+	Offline           bool
 }
 
 // Filter chooses sandboxes of a list.

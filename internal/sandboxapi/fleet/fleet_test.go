@@ -421,6 +421,15 @@ func TestPool(t *testing.T) {
 	if err := d.Kill(t.Context(), i.ID); err != nil {
 		t.Error(err)
 	}
+	// What may reach nothing anyway can be told so, but not that it may reach something.
+	offline := d.create(fleet.CreateSpec{Offline: true})
+	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, AllowOut: []string{"192.0.2.7"}})
+	want(t, err, fleet.Invalid)
+	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, DenyOut: []string{"not an address"}})
+	want(t, err, fleet.Invalid)
+	if err := d.Kill(t.Context(), offline.ID); err != nil {
+		t.Error(err)
+	}
 	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: "nobody"})
 	want(t, err, fleet.NotFound)
 	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: uuid.NewString()})

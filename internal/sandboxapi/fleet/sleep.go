@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/sporevm/spore/internal/sandbox"
-	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 )
 
@@ -22,9 +19,6 @@ const (
 	purposeFork     = "fork"
 	purposeSnapshot = "snapshot"
 )
-
-// maxForks is how many sandboxes one request may make.
-const maxForks = 1000
 
 // Pause lets a sandbox sleep: it is a snapshot until it is woken. The error is of the kind Conflict if it sleeps already.
 func (f *Fleet) Pause(ctx context.Context, id string) (Info, error) {
@@ -116,7 +110,7 @@ func (f *Fleet) wake(ctx context.Context, e *entry, end time.Time) (err error) {
 	if err != nil {
 		return errors.Join(err, f.letGo(t))
 	}
-	live, err := f.resume(ctx, t, sandbox.ResumeOptions{ID: id})
+	live, err := f.resume(ctx, t, sandbox.ResumeOptions{ID: id, Policy: i.Reach})
 	if err != nil {
 		return errors.Join(f.startError(ctx, err), f.letGo(t))
 	}
@@ -149,69 +143,6 @@ func (f *Fleet) capture(ctx context.Context, e *entry, names []string, purpose s
 		}
 	})
 	return child, report.Stopped, errors.Join(err, snap.Close())
-}
-
-// Fork makes n sandboxes that go on from where this one is, each as somebody of its own. A running one stands still while it is captured, and goes on. Each
-// fork succeeds or fails for itself; the error is of all of them.
-func (f *Fleet) Fork(ctx context.Context, id string, n int, timeout time.Duration, owner string) ([]Fork, ForkReport, error) {
-	if n < 1 || n > maxForks {
-		return nil, ForkReport{}, &Error{Kind: Invalid, Message: fmt.Sprintf("%d forks: choose 1 to %d", n, maxForks)}
-	}
-	timeout, err := f.timeout(timeout)
-	if err != nil {
-		return nil, ForkReport{}, err
-	}
-	e, err := f.ours(ctx, id)
-	if err != nil {
-		return nil, ForkReport{}, err
-	}
-	point, stopped, err := f.capture(ctx, e, nil, purposeFork)
-	i := e.get()
-	if err != nil {
-		e.give()
-		return nil, ForkReport{}, err
-	}
-	// Held open by us until the forks hold it: the sandbox may be killed as soon as its turn is given back.
-	t, err := f.acquire(ctx, point)
-	e.give()
-	if err != nil {
-		return nil, ForkReport{}, err
-	}
-	defer func() { f.letGoAll(context.WithoutCancel(ctx), t) }()
-	spec := CreateSpec{Owner: owner, Timeout: timeout, OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Insecure: !i.Secure, Metadata: i.Metadata}
-	forks := f.spawnAll(ctx, n, func(ctx context.Context) (Info, error) { return f.spawn(ctx, point, i.Name, id, spec) })
-	f.note(id, slog.LevelInfo, "forked", map[string]string{"forks": fmt.Sprint(n), "stopped": stopped.Round(time.Microsecond).String()})
-	return forks, ForkReport{Snapshot: point, Stopped: stopped}, nil
-}
-
-// CreateMany makes n sandboxes of a template at once. Each succeeds or fails for itself.
-func (f *Fleet) CreateMany(ctx context.Context, n int, spec CreateSpec) ([]Fork, error) {
-	if n < 1 || n > maxForks {
-		return nil, &Error{Kind: Invalid, Message: fmt.Sprintf("%d forks: choose 1 to %d", n, maxForks)}
-	}
-	if err := f.check(&spec); err != nil {
-		return nil, err
-	}
-	if _, err := f.resolve(ctx, trimmed(spec.Template)); err != nil {
-		return nil, err
-	}
-	return f.spawnAll(ctx, n, func(ctx context.Context) (Info, error) { return f.Create(ctx, spec) }), nil
-}
-
-// spawnAll makes n sandboxes, as many at once as the cores can start.
-func (f *Fleet) spawnAll(ctx context.Context, n int, spawn func(context.Context) (Info, error)) []Fork {
-	forks := make([]Fork, n)
-	slots := make(chan struct{}, 2*runtime.NumCPU())
-	var wg sync.WaitGroup
-	for i := range forks {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			forks[i].Info, forks[i].Err = spawn(ctx)
-		})
-	}
-	wg.Wait()
-	return forks
 }
 
 // Snapshot freezes a sandbox as a template of its own, under a name if one is given, and lets it go on.
@@ -259,55 +190,4 @@ func (f *Fleet) Snapshots(ctx context.Context, sandbox string) ([]Template, erro
 		}
 	}
 	return list, nil
-}
-
-// recover finds out what became of the sandboxes while there was no daemon.
-func (f *Fleet) recover(ctx context.Context) error {
-	records, err := f.db.all(ctx)
-	if err != nil {
-		return err
-	}
-	for _, r := range records {
-		e := newEntry(r)
-		f.entries[e.id] = e
-		if r.Info.State == Running {
-			if err := f.recoverRunning(ctx, e); err != nil {
-				return err
-			}
-		}
-		if i := e.get(); i.State == Paused {
-			f.count(i, +1)
-			if e.info.Secure {
-				e.info.Token = f.token(e.id)
-			}
-		}
-	}
-	return nil
-}
-
-// recoverRunning decides about a sandbox that ran when the last daemon died: its machine has died with it, unless it had just been saved.
-func (f *Fleet) recoverRunning(ctx context.Context, e *entry) error {
-	if e.pausing != uuid.Nil {
-		snap, err := f.host.Snapshots.OpenID(ctx, e.pausing)
-		if err == nil {
-			if err := snap.Close(); err != nil {
-				return err
-			}
-			if err := f.host.Snapshots.Tag(ctx, sleepName(e.id), e.pausing); err != nil {
-				return err
-			}
-			e.info.State, e.info.Snapshot = Paused, e.pausing
-			e.own, e.pausing = append(e.own, e.pausing), uuid.Nil
-			f.note(e.id, slog.LevelInfo, "paused: the daemon died right after", nil)
-			return f.db.put(ctx, e.record())
-		}
-		if !is[*snapshot.NotFoundError](err) {
-			return err
-		}
-	}
-	own := e.own
-	e.info.State, e.info.Reason, e.own, e.pausing = Dead, "the daemon died, and its machine with it", nil, uuid.Nil
-	f.discard(ctx, own)
-	f.note(e.id, slog.LevelWarn, e.info.Reason, nil)
-	return f.db.put(ctx, e.record())
 }

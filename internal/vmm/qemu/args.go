@@ -15,6 +15,7 @@ const (
 	fdMemory              // file mapped as RAM
 	fdState               // written by SaveState
 	fdDisk                // NBD client end; closed without a disk
+	fdTap                 // closed without a tap interface
 	fdIncoming            // device state to start from, which QEMU closes when it has read it; closed on a boot
 	fdKernel              // closed unless it is a boot, as is the next
 	fdInitramfs
@@ -82,8 +83,11 @@ func arguments(c vmm.Config, hw hardware, tscKHz int64) []string {
 			"-device", "virtio-blk-device,drive=root,logical_block_size=4096,physical_block_size=4096",
 		)
 	}
-	if c.Network == vmm.NetUser {
+	switch c.Network {
+	case vmm.NetUser:
 		args = append(args, "-netdev", "user,id=net0", "-device", "virtio-net-device,netdev=net0")
+	case vmm.NetTap:
+		args = append(args, "-netdev", fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", fdTap), "-device", "virtio-net-device,netdev=net0")
 	}
 	if c.Boot == nil {
 		return append(args, "-incoming", fmt.Sprintf("fd:%d", fdIncoming))

@@ -65,6 +65,9 @@ func (e *Engine) Start(ctx context.Context, c vmm.Config) (vmm.Machine, error) {
 	if (c.Boot == nil) == (c.State == nil) {
 		return nil, fmt.Errorf("starting %s: exactly one of a kernel and a device state is needed", c.Name)
 	}
+	if (c.Network == vmm.NetTap) != (c.Tap != nil) {
+		return nil, fmt.Errorf("starting %s: a tap interface goes with a network of that kind, and only with that", c.Name)
+	}
 	facts, err := e.facts(ctx, hw.binary)
 	if err != nil {
 		return nil, err

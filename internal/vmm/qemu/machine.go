@@ -115,6 +115,13 @@ func (m *machine) channels(c vmm.Config) (files []*os.File, conn net.Conn, err e
 		return files, nil, err
 	}
 	files = append(files, c.Memory, m.state, c.Disk) // a nil file leaves its descriptor closed
+	var tap *os.File
+	if c.Network == vmm.NetTap {
+		if tap, err = c.Tap.Open(); err != nil {
+			return files, nil, fmt.Errorf("attaching to the network: %w", err)
+		}
+	}
+	files = append(files, tap)
 	if c.State != nil {
 		incoming, err := memoryFile("device state", c.State)
 		if err != nil {
