@@ -301,19 +301,27 @@ type Metadata map[string]string
 
 // Network defines model for Network.
 type Network struct {
-	AllowPublicTraffic bool `json:"allowPublicTraffic"`
+	AllowOut           []string `json:"allowOut,omitempty,omitzero"`
+	AllowPublicTraffic bool     `json:"allowPublicTraffic"`
+	DenyOut            []string `json:"denyOut,omitempty,omitzero"`
 }
 
 // NetworkConfig defines model for NetworkConfig.
 type NetworkConfig struct {
+	// AllowOut IPv4 addresses and networks that it may reach; wins over denyOut
+	AllowOut []string `json:"allowOut,omitempty,omitzero"`
+
 	// AllowPublicTraffic Whether ports can be reached without a token: they always can
-	AllowPublicTraffic   *bool                  `json:"allowPublicTraffic,omitempty"`
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
+
+	// DenyOut IPv4 addresses and networks that it may not reach
+	DenyOut              []string               `json:"denyOut,omitempty,omitzero"`
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
 // NewSandbox defines model for NewSandbox.
 type NewSandbox struct {
-	// AllowInternetAccess Refused if the template's network is not so
+	// AllowInternetAccess False: it reaches nothing but what network.allowOut names; refused if the template's network can't be told so
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
 
 	// AutoPause Pause it when its time is up; else it is killed
@@ -915,12 +923,28 @@ func (a *NetworkConfig) UnmarshalJSON(b []byte) error {
 		return err
 	}
 
+	if raw, found := object["allowOut"]; found {
+		err = json.Unmarshal(raw, &a.AllowOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'allowOut': %w", err)
+		}
+		delete(object, "allowOut")
+	}
+
 	if raw, found := object["allowPublicTraffic"]; found {
 		err = json.Unmarshal(raw, &a.AllowPublicTraffic)
 		if err != nil {
 			return fmt.Errorf("error reading 'allowPublicTraffic': %w", err)
 		}
 		delete(object, "allowPublicTraffic")
+	}
+
+	if raw, found := object["denyOut"]; found {
+		err = json.Unmarshal(raw, &a.DenyOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'denyOut': %w", err)
+		}
+		delete(object, "denyOut")
 	}
 
 	if len(object) != 0 {
@@ -942,10 +966,24 @@ func (a NetworkConfig) MarshalJSON() ([]byte, error) {
 	var err error
 	object := make(map[string]json.RawMessage)
 
+	if a.AllowOut != nil {
+		object["allowOut"], err = json.Marshal(a.AllowOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'allowOut': %w", err)
+		}
+	}
+
 	if a.AllowPublicTraffic != nil {
 		object["allowPublicTraffic"], err = json.Marshal(a.AllowPublicTraffic)
 		if err != nil {
 			return nil, fmt.Errorf("error marshaling 'allowPublicTraffic': %w", err)
+		}
+	}
+
+	if a.DenyOut != nil {
+		object["denyOut"], err = json.Marshal(a.DenyOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'denyOut': %w", err)
 		}
 	}
 
