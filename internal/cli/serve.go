@@ -87,7 +87,7 @@ Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 	flags.DurationVar(&f.exitTimeout, "exit-timeout", 5*time.Minute, "how long pausing them may take; what is left then is killed")
 	flags.StringVar(&f.domain, "domain", "", "name under which the ports of sandboxes are found, as PORT-ID.NAME (default the name of each request)")
 	flags.StringArrayVar(&f.origins, "origin", nil, "origin of web pages that may use the API without a key; may be repeated")
-	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none or user")
+	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none, user or tap")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	a.trustFlags(flags)

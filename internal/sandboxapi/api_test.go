@@ -172,6 +172,19 @@ func TestList(t *testing.T) {
 	}
 }
 
+func TestReach(t *testing.T) {
+	_, web := served(t, nil)
+	s := create(t, web, `{"templateID":"py","network":{"allowOut":["10.1.2.3"],"denyOut":["0.0.0.0/0"]}}`)
+	var d openapi.SandboxDetail
+	ask(t, web, "GET", "/sandboxes/"+s.SandboxID, "", nil).into(t, &d)
+	if strings.Join(d.Network.AllowOut, " ") != "10.1.2.3/32" || strings.Join(d.Network.DenyOut, " ") != "0.0.0.0/0" || d.AllowInternetAccess == nil || *d.AllowInternetAccess {
+		t.Errorf("%+v", d)
+	}
+	if a := ask(t, web, "PUT", "/sandboxes/"+s.SandboxID+"/network", `{"allow_internet_access":false}`, nil); a.status != 204 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
 func TestForksReportEachForItself(t *testing.T) {
 	_, web := served(t, nil)
 	s := create(t, web, `{"templateID":"py"}`)
@@ -293,8 +306,9 @@ func TestErrorsSayWhoseTurnItIs(t *testing.T) {
 		{"POST", "/v2/sandboxes", `{"templateID":"py","timeout":-1}`, 400, "timeout"},
 		{"POST", "/v2/sandboxes", `{"templateID":"py","timeout":"soon"}`, 400, "timeout"},
 		{"POST", "/v2/sandboxes", `{"templateID":"py","autoResume":{"enabled":true}}`, 400, "autoPause"},
-		{"POST", "/v2/sandboxes", `{"templateID":"py","allow_internet_access":false}`, 400, "--net none"},
-		{"POST", "/v2/sandboxes", `{"templateID":"py","network":{"denyOut":["0.0.0.0/0"]}}`, 400, "network"},
+		{"POST", "/v2/sandboxes", `{"templateID":"py","allow_internet_access":false}`, 400, "network"},
+		{"POST", "/v2/sandboxes", `{"templateID":"py","network":{"denyOut":["example.com"]}}`, 400, "example.com"},
+		{"POST", "/v2/sandboxes", `{"templateID":"py","network":{"egressProxy":{"address":"a:1"}}}`, 400, "network"},
 		{"POST", "/v2/sandboxes", `{"templateID":"py","volumeMounts":[{"name":"v","path":"/v"}]}`, 400, "volumeMounts"},
 		{"POST", "/v2/sandboxes", `{"templateID":"none"}`, 404, "none"},
 		{"POST", "/v2/sandboxes", `{"templateID":"` + strings.Repeat("x", 2<<20) + `"}`, 413, "larger"},

@@ -1,7 +1,6 @@
 package sandboxapi
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -12,9 +11,6 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 )
-
-// cleanupTime is how long a sandbox may take to end that must not be.
-const cleanupTime = time.Minute
 
 func (s routes) CreateSandboxV1(w http.ResponseWriter, r *http.Request) { s.create(w, r, false) }
 
@@ -33,12 +29,13 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 		refuse(w, "autoResume: only a sandbox that is paused when its time is up can wake by itself", "set autoPause as well")
 		return
 	case len(q.Network.AdditionalProperties) > 0 || isFalse(q.Network.AllowPublicTraffic):
-		refuse(w, "network: this daemon filters no traffic", "leave it out, and make templates without a network where a sandbox is to have none")
+		refuse(w, "network: this daemon filters by address, and changes no requests", "leave out all but allowOut and denyOut")
 		return
 	}
 	spec := fleet.CreateSpec{
 		Template: q.TemplateID, Owner: caller(r.Context()), Timeout: seconds(q.Timeout), OnTimeout: fleet.Kill, AutoResume: q.AutoResume.Enabled,
 		Insecure: !secure && !q.Secure, Metadata: q.Metadata, Env: q.EnvVars,
+		AllowOut: q.Network.AllowOut, DenyOut: q.Network.DenyOut, Offline: isFalse(q.AllowInternetAccess),
 	}
 	if q.AutoPause {
 		spec.OnTimeout = fleet.Pause
@@ -46,16 +43,6 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 	info, err := s.o.Sandboxes.Create(r.Context(), spec)
 	if err != nil {
 		s.fail(w, r, err)
-		return
-	}
-	if isFalse(q.AllowInternetAccess) && online(info) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), cleanupTime)
-		defer cancel()
-		if err := s.o.Sandboxes.Kill(ctx, info.ID); err != nil && fleet.KindOf(err) != fleet.NotFound {
-			s.fail(w, r, fmt.Errorf("ending a sandbox that was to have no network: %w", err))
-			return
-		}
-		refuse(w, "allow_internet_access: sandboxes of this template have a network", "use a template that was made with --net none")
 		return
 	}
 	answer.JSON(w, http.StatusCreated, s.briefly(r, info))
@@ -66,8 +53,15 @@ func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 
 func isFalse(b *bool) bool { return b != nil && !*b }
 
-// online tells whether a sandbox reaches beyond itself.
-func online(info fleet.Info) bool { return info.Net != "" && info.Net != "none" }
+// online tells whether a sandbox reaches what it was not expressly allowed to.
+func online(info fleet.Info) bool {
+	for _, deny := range info.Reach.Deny {
+		if deny.Bits() == 0 {
+			return false
+		}
+	}
+	return info.Net != "" && info.Net != "none"
+}
 
 func (s routes) ListSandboxesV1(w http.ResponseWriter, r *http.Request, q openapi.ListSandboxesV1Params) {
 	metadata, err := metadataFilter(q.Metadata)

@@ -68,7 +68,7 @@ func (s *Server) inDetail(r *http.Request, info fleet.Info) openapi.SandboxDetai
 		EnvdAccessToken: token(info), Domain: s.domain(r),
 		StartedAt: info.Started.UTC(), EndAt: info.End.UTC(), State: openapi.SandboxState(info.State),
 		CPUCount: info.CPUs, MemoryMB: mib(info.MemoryBytes), DiskSizeMB: mib(info.DiskBytes), Metadata: info.Metadata,
-		Network: openapi.Network{AllowPublicTraffic: true},
+		Network: openapi.Network{AllowPublicTraffic: true, AllowOut: prefixes(info.Reach.Allow), DenyOut: prefixes(info.Reach.Deny)},
 		Spore: openapi.SandboxOrigin{
 			Parent: info.Parent, Snapshot: idOrEmpty(info.Snapshot), WakeMs: milliseconds(info.Wake), Pooled: info.Pooled, Net: info.Net, AgentVersion: info.AgentVersion,
 		},
@@ -114,6 +114,13 @@ func logEntry(e fleet.LogEntry) openapi.LogEntry {
 	out := openapi.LogEntry{Timestamp: e.Time.UTC(), Level: openapi.LogLevel(e.Level), Message: e.Message, Fields: e.Fields}
 	if out.Fields == nil {
 		out.Fields = map[string]string{}
+	}
+	return out
+}
+
+func prefixes(list []netip.Prefix) (out []string) {
+	for _, p := range list {
+		out = append(out, p.String())
 	}
 	return out
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/agent"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
@@ -121,13 +122,20 @@ func (tn *town) Create(_ context.Context, spec fleet.CreateSpec) (fleet.Info, er
 	if i < 0 {
 		return fleet.Info{}, fault(fleet.NotFound, "there is no template %s", spec.Template)
 	}
+	reach, err := network.ParsePolicy(spec.AllowOut, spec.DenyOut)
+	if err != nil {
+		return fleet.Info{}, fault(fleet.Invalid, "%v", err)
+	}
+	if spec.Offline {
+		return fleet.Info{}, fault(fleet.Invalid, "the network of this template is not filtered")
+	}
 	timeout := cmp.Or(spec.Timeout, 5*time.Minute)
 	tn.born++
 	started := time.Unix(int64(1_000_000+tn.born), 0)
 	h := &house{info: fleet.Info{
 		ID: strings.ReplaceAll(uuid.NewString(), "-", ""), Template: tn.templates[i].ID, Name: spec.Template, Owner: spec.Owner, Started: started, End: started.Add(timeout),
 		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: spec.Metadata, CPUs: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30,
-		Net: "user",
+		Net: "tap", Reach: reach,
 	}}
 	if h.info.Secure {
 		h.info.Token = "token-" + h.info.ID

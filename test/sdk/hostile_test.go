@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,6 +54,82 @@ func (d *daemon) create(t *testing.T, key string) openapi.Sandbox {
 		t.Fatalf("%d %s", status, body)
 	}
 	return s
+}
+
+// testSleep tries to get at what a sandbox has in its memory by another's key.
+func testSleep(t *testing.T, d *daemon) {
+	s := d.create(t, "any")
+	path := "/sandboxes/" + s.SandboxID
+	if status, body := d.call(t, "POST", path+"/pause", "", nil); status != http.StatusNoContent {
+		t.Fatalf("%d %s", status, body)
+	}
+	_, body := d.call(t, "GET", path, "", nil)
+	var asleep openapi.SandboxDetail
+	if err := json.Unmarshal(body, &asleep); err != nil || asleep.Spore.Snapshot == "" {
+		t.Fatalf("%s: %v", body, err)
+	}
+	key := map[string]string{"X-API-Key": d.key}
+	for _, ref := range []string{"sandbox/" + s.SandboxID, asleep.Spore.Snapshot} {
+		if status, body := d.call(t, "POST", "/v2/sandboxes", `{"templateID":"`+ref+`"}`, key); status != http.StatusNotFound {
+			t.Errorf("a sandbox is made from %s: %d %s", ref, status, body)
+		}
+		ref = url.PathEscape(ref)
+		for _, request := range [][2]string{{"DELETE", "/templates/" + ref}, {"GET", "/templates/" + ref}, {"GET", "/spore/v1/snapshots/" + ref + "/map"}, {"GET", "/spore/v1/snapshots/" + templateName + "/diff/" + ref}} {
+			if status, body := d.call(t, request[0], request[1], "", key); status != http.StatusNotFound {
+				t.Errorf("%s: %d %s", request, status, body)
+			}
+		}
+	}
+	if _, body := d.call(t, "GET", "/spore/v1/tree", "", key); strings.Contains(string(body), asleep.Spore.Snapshot) {
+		t.Errorf("another's key sees it in the tree: %s", body)
+	}
+	if _, body := d.call(t, "GET", "/spore/v1/tree", "", nil); !strings.Contains(string(body), asleep.Spore.Snapshot) {
+		t.Errorf("who needs no key does not see it in the tree: %s", body)
+	}
+	if status, body := d.call(t, "DELETE", path, "", nil); status != http.StatusNoContent {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// testSnapshots looks at the template without waking it.
+func testSnapshots(t *testing.T, d *daemon) {
+	at := "/spore/v1/snapshots/" + templateName
+	get := func(path string, v any) {
+		t.Helper()
+		status, body := d.call(t, "GET", at+path, "", nil)
+		if err := json.Unmarshal(body, v); status != http.StatusOK || err != nil {
+			t.Errorf("%s: %d %s %v", path, status, body, err)
+		}
+	}
+	var files []openapi.FileEntry
+	get("/files?path=/etc", &files)
+	if !slices.ContainsFunc(files, func(f openapi.FileEntry) bool { return f.Name == "passwd" && f.Type == "file" && f.Size > 0 && f.Mode == 0o644 }) {
+		t.Errorf("%+v", files)
+	}
+	for path, want := range map[string]int{"/nowhere": 404, "/etc/passwd": 400, "etc": 400} {
+		if status, body := d.call(t, "GET", at+"/files?path="+path, "", nil); status != want {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	for _, artifact := range []string{"memfile", "rootfs.ext4"} {
+		var m openapi.Map
+		get("/map?artifact="+artifact, &m)
+		end := int64(0)
+		for _, run := range m.Runs {
+			if run[0] != end || run[2] >= int64(len(m.Layers)) {
+				t.Fatalf("%s: a run %v after %d of %d layers", artifact, run, end, len(m.Layers))
+			}
+			end += run[1]
+		}
+		if end != m.Size || len(m.Layers) == 0 {
+			t.Errorf("%s: the runs end at %d of %d", artifact, end, m.Size)
+		}
+	}
+	var report struct{ Metadata []any }
+	get("/diff/"+templateName, &report)
+	if len(report.Metadata) != 0 {
+		t.Errorf("it differs from itself: %+v", report)
+	}
 }
 
 // machines are the processes of machines that the daemon has started.

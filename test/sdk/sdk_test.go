@@ -59,6 +59,8 @@ func TestDaemon(t *testing.T) {
 			t.Error(errors.Join(err, ctx.Err()))
 		}
 	})
+	t.Run("a snapshot is looked at", func(t *testing.T) { testSnapshots(t, d) })
+	t.Run("what a sandbox sleeps in is no template", func(t *testing.T) { testSleep(t, d) })
 	t.Run("a machine that dies", func(t *testing.T) { testDeath(t, d) })
 	t.Run("requests that are no good", func(t *testing.T) { testHostile(t, d) })
 }

@@ -46,7 +46,7 @@ const (
 type Options struct {
 	Host *sandbox.Host
 	Dir  string       // for the files that clients send; what is in it is deleted
-	Net  string       // network of the templates: none or user; empty: none
+	Net  string       // network of the templates: none, user or tap; empty: none
 	Log  *slog.Logger // nil: none
 }
 

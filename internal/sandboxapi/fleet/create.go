@@ -100,6 +100,10 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	if err != nil {
 		return Info{}, err
 	}
+	if parent == "" && StateOf(t.snap.Metadata()) != "" {
+		err := &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: a sandbox sleeps in it, or has forks that stand on it", id), Hint: "fork that sandbox instead"}
+		return Info{}, errors.Join(err, f.letGo(t))
+	}
 	policy, err := reach(spec, t.snap.Metadata().Net)
 	if err != nil {
 		return Info{}, errors.Join(err, f.letGo(t))

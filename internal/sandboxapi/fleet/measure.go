@@ -2,9 +2,11 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/api"
 )
 
@@ -36,11 +38,12 @@ func (f *Fleet) Metrics(ctx context.Context, id string, since, until time.Time) 
 			return nil, gone(info)
 		}
 		stats, err := client.Stats(ctx)
-		if err != nil {
+		// One that is paused, frozen or killed just now is not measured; what is known of it is told all the same.
+		if err != nil && !errors.Is(err, guest.ErrClosed) {
 			return nil, fmt.Errorf("measuring sandbox %s: %w", id, err)
 		}
 		e.mu.Lock()
-		if e.live == live {
+		if err == nil && e.live == live {
 			e.measured(stats)
 		}
 		e.mu.Unlock()

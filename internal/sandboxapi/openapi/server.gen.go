@@ -194,6 +194,26 @@ type Error struct {
 	Message string `json:"message"`
 }
 
+// FileEntry defines model for FileEntry.
+type FileEntry struct {
+	GID int64 `json:"gid"`
+
+	// Mode The permission bits
+	Mode     int       `json:"mode"`
+	Modified time.Time `json:"modified"`
+	Name     string    `json:"name"`
+
+	// Size Bytes
+	Size int64 `json:"size"`
+
+	// Target Of a symbolic link
+	Target string `json:"target,omitempty,omitzero"`
+
+	// Type file, dir, symlink or other
+	Type string `json:"type"`
+	UID  int64  `json:"uid"`
+}
+
 // FilesHash What its sender calls the files
 type FilesHash = string
 
@@ -281,19 +301,27 @@ type Metadata map[string]string
 
 // Network defines model for Network.
 type Network struct {
-	AllowPublicTraffic bool `json:"allowPublicTraffic"`
+	AllowOut           []string `json:"allowOut,omitempty,omitzero"`
+	AllowPublicTraffic bool     `json:"allowPublicTraffic"`
+	DenyOut            []string `json:"denyOut,omitempty,omitzero"`
 }
 
 // NetworkConfig defines model for NetworkConfig.
 type NetworkConfig struct {
+	// AllowOut IPv4 addresses and networks that it may reach; wins over denyOut
+	AllowOut []string `json:"allowOut,omitempty,omitzero"`
+
 	// AllowPublicTraffic Whether ports can be reached without a token: they always can
-	AllowPublicTraffic   *bool                  `json:"allowPublicTraffic,omitempty"`
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
+
+	// DenyOut IPv4 addresses and networks that it may not reach
+	DenyOut              []string               `json:"denyOut,omitempty,omitzero"`
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
 // NewSandbox defines model for NewSandbox.
 type NewSandbox struct {
-	// AllowInternetAccess Refused if the template's network is not so
+	// AllowInternetAccess False: it reaches nothing but what network.allowOut names; refused if the template's network can't be told so
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
 
 	// AutoPause Pause it when its time is up; else it is killed
@@ -667,6 +695,12 @@ type DialSandboxParams struct {
 	Port int `form:"port" json:"port"`
 }
 
+// GetFilesParams defines parameters for GetFiles.
+type GetFilesParams struct {
+	// Path Absolute; / if absent
+	Path string `form:"path,omitempty" json:"path,omitempty,omitzero"`
+}
+
 // GetMapParams defines parameters for GetMap.
 type GetMapParams struct {
 	Artifact Artifact `form:"artifact,omitempty" json:"artifact,omitempty,omitzero"`
@@ -889,12 +923,28 @@ func (a *NetworkConfig) UnmarshalJSON(b []byte) error {
 		return err
 	}
 
+	if raw, found := object["allowOut"]; found {
+		err = json.Unmarshal(raw, &a.AllowOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'allowOut': %w", err)
+		}
+		delete(object, "allowOut")
+	}
+
 	if raw, found := object["allowPublicTraffic"]; found {
 		err = json.Unmarshal(raw, &a.AllowPublicTraffic)
 		if err != nil {
 			return fmt.Errorf("error reading 'allowPublicTraffic': %w", err)
 		}
 		delete(object, "allowPublicTraffic")
+	}
+
+	if raw, found := object["denyOut"]; found {
+		err = json.Unmarshal(raw, &a.DenyOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'denyOut': %w", err)
+		}
+		delete(object, "denyOut")
 	}
 
 	if len(object) != 0 {
@@ -916,10 +966,24 @@ func (a NetworkConfig) MarshalJSON() ([]byte, error) {
 	var err error
 	object := make(map[string]json.RawMessage)
 
+	if a.AllowOut != nil {
+		object["allowOut"], err = json.Marshal(a.AllowOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'allowOut': %w", err)
+		}
+	}
+
 	if a.AllowPublicTraffic != nil {
 		object["allowPublicTraffic"], err = json.Marshal(a.AllowPublicTraffic)
 		if err != nil {
 			return nil, fmt.Errorf("error marshaling 'allowPublicTraffic': %w", err)
+		}
+	}
+
+	if a.DenyOut != nil {
+		object["denyOut"], err = json.Marshal(a.DenyOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'denyOut': %w", err)
 		}
 	}
 
@@ -1068,6 +1132,9 @@ type ServerInterface interface {
 	// GetDiff How the second snapshot differs from the first
 	// (GET /spore/v1/snapshots/{snapshotID}/diff/{otherID})
 	GetDiff(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, otherID string)
+	// GetFiles What is in a directory of a snapshot's disk, without waking it
+	// (GET /spore/v1/snapshots/{snapshotID}/files)
+	GetFiles(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, params GetFilesParams)
 	// GetMap Which generation the bytes of a disk or a memory are of
 	// (GET /spore/v1/snapshots/{snapshotID}/map)
 	GetMap(w http.ResponseWriter, r *http.Request, snapshotID SnapshotPath, params GetMapParams)
@@ -1785,6 +1852,48 @@ func (siw *ServerInterfaceWrapper) GetDiff(w http.ResponseWriter, r *http.Reques
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetDiff(w, r, snapshotID, otherID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetFiles operation middleware
+func (siw *ServerInterfaceWrapper) GetFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshotID" -------------
+	var snapshotID SnapshotPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshotID", r.PathValue("snapshotID"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshotID", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetFilesParams
+
+	// ------------- Optional query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetFiles(w, r, snapshotID, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2711,6 +2820,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/info", wrapper.GetInfo)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/tree", wrapper.GetTree)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/map", wrapper.GetMap)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/files", wrapper.GetFiles)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/spore/v1/snapshots/{snapshotID}/diff/{otherID}", wrapper.GetDiff)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/spore/v1/sandboxes/{sandboxID}/dial", wrapper.DialSandbox)
 

@@ -64,7 +64,7 @@ func TargetOf(r *http.Request) (t Target, ok bool, err error) {
 	}
 	label, _, dot := strings.Cut(r.Host, ".")
 	port, id, dash := strings.Cut(label, "-")
-	if !dot || !dash || !isID(id) || len(id) < 8 {
+	if !dot || !dash || !isID(id) || len(id) < 20 {
 		return t, false, nil
 	}
 	if t.Port, err = parsePort(port); err != nil {
