@@ -199,8 +199,13 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 	if err != nil {
 		return nil, err
 	}
-	return sandbox.NewHost(sandbox.HostOptions{
+	pages := a.pageServer(p, log)
+	host, err := sandbox.NewHost(sandbox.HostOptions{
 		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Others: a.otherEngine, Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
-		LazyMemory: a.lazyMemory(p),
+		LazyMemory: a.lazyMemory(p), Pages: pages,
 	})
+	if err == nil {
+		pages.workDir = host.WorkDir
+	}
+	return host, err
 }

@@ -29,6 +29,9 @@ type HostOptions struct {
 	RunDir     string        // holds a folder for each live machine; short path
 	Log        *slog.Logger
 
+	// Pages serves memory from afar to engines that handle page faults themselves. Nil: they get it as the others do.
+	Pages PageServer
+
 	// LazyMemory serves memory page by page: that of snapshots from afar, and that of new ones to see what they touch. It may be nil, and may fail: memory
 	// is laid out as a file then, and nobody knows what is touched. The error of a host that can't do it wraps errors.ErrUnsupported.
 	LazyMemory func(context.Context, *snapshot.Snapshot, LazyOptions) (LazyMemory, error)

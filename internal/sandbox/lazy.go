@@ -39,6 +39,9 @@ type remembering func(ctx context.Context, s *Sandbox, o ResumeOptions, p Progre
 
 // memory has the sandbox map the snapshot's memory: page by page if it is far away, else laid out flat, which is done once and is quicker ever after.
 func (h *Host) memory(ctx context.Context, s *Sandbox, o ResumeOptions, p Progress) error {
+	if served, err := s.serve(ctx, o); served || err != nil {
+		return err
+	}
 	if h.LazyMemory != nil && h.Snapshots.IsFar() {
 		err := s.mapLazily(ctx, LazyOptions{Prefetch: !o.NoPrefetch})
 		if err == nil || ctx.Err() != nil {

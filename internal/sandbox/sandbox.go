@@ -43,6 +43,7 @@ type Sandbox struct {
 	disk    *disk
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
+	pages   string      // socket of what serves memory by userfaultfd; empty: nobody does
 	phases  Phases
 	slot    *network.Slot  // nil: the machine has no tap interface
 	policy  network.Policy // what it may reach by that
@@ -168,6 +169,9 @@ func (s *Sandbox) Close() error {
 	if s.slot != nil {
 		errs = append(errs, s.slot.Release())
 	}
+	if s.pages != "" {
+		errs = append(errs, s.host.Pages.Release(s.id.String()))
+	}
 	if s.lazy != nil {
 		errs = append(errs, s.lazy.Close())
 	} else if s.memory != nil {
@@ -197,6 +201,7 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 		return err
 	}
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
+	c.Uffd = s.pages
 	if err := s.attach(&c); err != nil {
 		return err
 	}

@@ -115,6 +115,11 @@ type Config struct {
 type Needs struct {
 	DiskFile  bool // a disk that is a file or a block device, rather than an NBD stream
 	ELFKernel bool // on x86 a kernel that is an ELF file, rather than a bzImage
+
+	// Served tells that Config.Uffd is understood, and that memory from afar is better served so than as a file. User is whom its machines run as: nobody else
+	// is to be let near what serves them.
+	Served bool
+	User   int
 }
 
 // Particular is implemented by engines that have needs.

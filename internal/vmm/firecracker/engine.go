@@ -36,7 +36,13 @@ func New(p Programs, jail *Jail) *Engine {
 func (e *Engine) Name() string { return "firecracker" }
 
 // Needs implements [vmm.Particular].
-func (e *Engine) Needs() vmm.Needs { return vmm.Needs{DiskFile: true, ELFKernel: true} }
+func (e *Engine) Needs() vmm.Needs {
+	n := vmm.Needs{DiskFile: true, ELFKernel: true, Served: e.jail == nil, User: os.Geteuid()} // in jails each machine has a user of its own
+	if who := unprivileged(); who != nil {
+		n.User = int(who.Uid)
+	}
+	return n
+}
 
 // Describe implements [vmm.Engine].
 func (e *Engine) Describe(ctx context.Context, arch string, accel vmm.Accel) (vmm.Description, error) {

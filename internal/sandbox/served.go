@@ -1,0 +1,46 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/vmm"
+)
+
+// PageServer serves the memory of snapshots to VMMs by userfaultfd. All forks of a snapshot share what serves it.
+type PageServer interface {
+	// Acquire returns the socket on which a fork's memory is served, to a VMM of the given user alone. failed is called when the memory can't be had any more:
+	// by then the VMM, if it had connected, has been killed.
+	Acquire(ctx context.Context, snap *snapshot.Snapshot, fork string, user int, ahead snapshot.Pages, failed func(error)) (socket string, err error)
+	// Release ends that. It may be called more than once.
+	Release(fork string) error
+}
+
+// serve has the sandbox's memory served by userfaultfd, if it is far away and the engine is one for that.
+func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
+	h := s.host
+	if h.Pages == nil || !h.Snapshots.IsFar() {
+		return false, nil
+	}
+	engine, err := h.engine(s.meta.Engine.Name, s.meta.Engine.Version)
+	if err != nil {
+		return false, err
+	}
+	needs := vmm.NeedsOf(engine)
+	if !needs.Served {
+		return false, nil
+	}
+	var ahead snapshot.Pages
+	if !o.NoPrefetch {
+		if ahead, err = h.Snapshots.Prefetch(ctx, s.parent.ID()); err != nil {
+			h.Log.Warn("nothing is fetched ahead", "snapshot", s.parent.ID(), "error", err) // it is advice
+		}
+	}
+	failed := func(reason error) { s.fail(fmt.Errorf("reading memory: %w", reason)) }
+	if s.pages, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), needs.User, ahead, failed); err != nil {
+		return false, err
+	}
+	s.before = s.parent.Memory()
+	return true, nil
+}
