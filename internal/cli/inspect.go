@@ -101,18 +101,8 @@ type inspected struct {
 	Children []uuid.UUID             `json:"children"`
 	Lineage  []ancestor              `json:"lineage"` // parent first
 	Metadata *snapshot.Metadata      `json:"metadata"`
+	Wakes    *wakes                  `json:"wakes,omitempty"` // nil for a disk alone
 	Images   map[string]inspectImage `json:"images"`
-}
-
-// ancestor is a parent, or a parent's parent.
-type ancestor struct {
-	ID      uuid.UUID               `json:"id"`
-	Names   []string                `json:"names"`
-	Kind    snapshot.Kind           `json:"kind,omitempty"`
-	Created time.Time               `json:"created,omitzero"`
-	Stored  int64                   `json:"stored,omitempty"`
-	Gone    bool                    `json:"gone,omitempty"`   // it was removed: nothing of it is needed
-	Images  map[string]inspectImage `json:"images,omitempty"` // with --recursive
 }
 
 // inspectImage describes the disk or the memory.
@@ -190,6 +180,9 @@ func (a *app) inspect(ctx context.Context, ref string, f inspectFlags) error {
 	if result.Lineage, err = lineage(ctx, repo, snap.Metadata().Parent, byID, f); err != nil {
 		return err
 	}
+	if result.Wakes, err = wakesHere(ctx, repo, snap); err != nil {
+		return err
+	}
 	for name, image := range chosen(snap, f) {
 		if result.Images[name], err = f.describe(ctx, image); err != nil {
 			return err
@@ -212,35 +205,6 @@ func chosen(s *snapshot.Snapshot, f inspectFlags) map[string]*block.Reader {
 		images[snapshot.MemoryFile] = s.Memory()
 	}
 	return images
-}
-
-// lineage follows parents as far as they are there.
-func lineage(ctx context.Context, repo *snapshot.Repo, id uuid.UUID, all map[uuid.UUID]snapshot.Info, f inspectFlags) ([]ancestor, error) {
-	out := []ancestor{}
-	for id != uuid.Nil && len(out) <= len(all) {
-		info, there := all[id]
-		one := ancestor{ID: id, Names: append([]string{}, info.Names...), Gone: !there}
-		if there {
-			one.Kind, one.Created, one.Stored = info.Metadata.Kind, info.Metadata.Created, info.Metadata.StoredBytes()
-		}
-		if there && f.recursive {
-			s, err := repo.OpenID(ctx, id)
-			if err != nil {
-				return nil, err
-			}
-			one.Images = map[string]inspectImage{}
-			for name, image := range chosen(s, f) {
-				one.Images[name] = describeImage(image.Header())
-			}
-			s.Close()
-		}
-		out = append(out, one)
-		if !there {
-			break
-		}
-		id = info.Metadata.Parent
-	}
-	return out, nil
 }
 
 // describe describes an image with the part and the data that were asked for.
@@ -365,6 +329,9 @@ func (a *app) inspectText(r inspected, f inspectFlags) error {
 		add("engine", strings.TrimSpace(fmt.Sprintf("%s %s %s %s", m.Engine.Name, m.Engine.Version, m.Engine.Machine, m.Engine.Accel)))
 		add("cpu", m.CPU.Model)
 	}
+	if r.Wakes != nil {
+		add("wakes by", r.Wakes.String())
+	}
 	add("kernel", m.Kernel.Version)
 	add("agent", m.Agent)
 	add("user", m.Context.User)
@@ -406,33 +373,6 @@ func (a *app) inspectText(r inspected, f inspectFlags) error {
 		}
 	}
 	return nil
-}
-
-// shownAncestors is how many of a long lineage are listed without --recursive.
-const shownAncestors = 5
-
-func (a *app) lineageText(all []ancestor, f inspectFlags) error {
-	rows := [][]string{}
-	for i, one := range all {
-		if i == shownAncestors && !f.recursive {
-			rows = append(rows, []string{fmt.Sprintf("  … and %d more", len(all)-i)})
-			break
-		}
-		created := "gone"
-		if !one.Gone {
-			created = age(time.Since(one.Created))
-		}
-		rows = append(rows, []string{"  " + one.ID.String(), cmp.Or(string(one.Kind), "-"), created, formatBytes(one.Stored), first(strings.Join(one.Names, ","), "-")})
-		for _, name := range slices.Sorted(maps.Keys(one.Images)) {
-			image := one.Images[name]
-			rows = append(rows, []string{"    " + name, fmt.Sprintf("%d runs", image.Runs), fmt.Sprintf("%d layers", len(image.Layers)), formatBytes(image.Data), "of " + formatBytes(image.Size)})
-		}
-	}
-	if len(rows) == 0 {
-		return nil
-	}
-	fmt.Fprintln(a.Out)
-	return table(a.Out, []string{"  ANCESTOR", "KIND", "CREATED", "STORED", "NAMES"}, rows)
 }
 
 // oneLine quotes what would break a table.

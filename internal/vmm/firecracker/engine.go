@@ -32,8 +32,11 @@ func New(p Programs, jail *Jail) *Engine {
 	return &Engine{programs: p, jail: jail, readable: pagemap.Readable, known: make(map[string]facts)}
 }
 
+// Name is the engine's name in metadata.
+const Name = "firecracker"
+
 // Name implements [vmm.Engine].
-func (e *Engine) Name() string { return "firecracker" }
+func (e *Engine) Name() string { return Name }
 
 // Needs implements [vmm.Particular].
 func (e *Engine) Needs() vmm.Needs {
