@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/guest"
@@ -44,7 +45,7 @@ func (h *Host) kernelFor(e vmm.Engine, k guest.Kernel, digest block.Digest) (str
 		return k.Path, nil
 	}
 	dir := filepath.Join(h.CacheDir, "kernels")
-	file := filepath.Join(dir, digest.String())
+	file := filepath.Join(dir, strings.TrimPrefix(digest.String(), "blake3:"))
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		return file, err
 	}

@@ -35,6 +35,9 @@ const (
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
+// homeName is the name of the VMM's folder in the machine's own, which its owner keeps files in too.
+const homeName = "firecracker"
+
 // The files in a machine's folder.
 const (
 	apiSocket   = "api"

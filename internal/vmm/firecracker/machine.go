@@ -83,7 +83,7 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 		}
 		return err
 	}
-	if m.home, err = newHome(filepath.Join(c.Dir, "vmm"), who); err != nil {
+	if m.home, err = newHome(filepath.Join(c.Dir, homeName), who); err != nil {
 		if c.Disk != nil {
 			c.Disk.Close()
 		}
