@@ -103,7 +103,9 @@ func testSnapshots(t *testing.T, d *daemon) {
 	}
 	var files []openapi.FileEntry
 	get("/files?path=/etc", &files)
-	if !slices.ContainsFunc(files, func(f openapi.FileEntry) bool { return f.Name == "passwd" && f.Type == "file" && f.Size > 0 && f.Mode == 0o644 }) {
+	if !slices.ContainsFunc(files, func(f openapi.FileEntry) bool {
+		return f.Name == "passwd" && f.Type == "file" && f.Size > 0 && f.Mode == 0o644
+	}) {
 		t.Errorf("%+v", files)
 	}
 	for path, want := range map[string]int{"/nowhere": 404, "/etc/passwd": 400, "etc": 400} {
