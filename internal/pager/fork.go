@@ -190,31 +190,39 @@ func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []r
 	m.fail = func(err error) {
 		s.failFork(f, fmt.Errorf("serving the memory of process %d: %w", peer.pid, err), peer)
 	}
+	err := s.admit(f, m, conn)
+	if err == nil {
+		return nil
+	}
+	cancel(err)
+	if !peer.end() { // the descriptor stays open, or it would read zeros
+		return fmt.Errorf("%w; its process %d can't be ended", err, peer.pid)
+	}
+	fd.Close()
+	return err
+}
+
+// admit makes a machine that of a fork that has none.
+func (s *server) admit(f *fork, m *machine, conn *net.UnixConn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := f.err
 	switch {
-	case err != nil:
+	case f.err != nil:
+		return f.err
 	case s.closing || s.forks[f.id] != f:
-		err = errors.New("the fork is released")
+		return errors.New("the fork is released")
 	case f.conn != nil:
-		err = errors.New("the fork has a machine already")
-	default:
-		f.machine, err = s.poll.add(m, func() { s.ended(f) })
+		return errors.New("the fork has a machine already")
 	}
+	polled, err := s.poll.add(m, func() { s.ended(f) })
 	if err != nil {
-		f.machine = nil
-		cancel(err)
-		if !peer.end() { // the descriptor stays open, or it would read zeros
-			return fmt.Errorf("%w; its process %d can't be ended", err, peer.pid)
-		}
-		fd.Close()
+		go m.fail(err) // which takes the lock
 		return err
 	}
-	f.conn = conn
+	f.machine, f.conn = polled, conn
 	f.listener.Close()
 	s.orphaned.Stop()
-	s.tell(message{Op: eventConnected, Fork: f.id, PID: peer.pid, process: peer})
+	s.tell(message{Op: eventConnected, Fork: f.id, PID: m.process.pid, process: m.process})
 	if list := f.prefetch; len(list) > 0 {
 		m.filling.Go(func() { m.prefetch(list) })
 	}
