@@ -182,3 +182,15 @@ func TestSecondMachine(t *testing.T) {
 	default:
 	}
 }
+
+// Memory that was registered and not told of belongs to no place of the image.
+func TestUntoldRegion(t *testing.T) {
+	l, i := newLab(t), newImage(t, mib, block.WriterOptions{})
+	c := l.clientOf(l.command(), pagertest.Region{Size: mib / 2, PageSize: 4 << 10}, pagertest.Region{Size: mib / 4, Offset: mib / 2, PageSize: 4 << 10})
+	if err := c.Hello(pagertest.Hello{Path: l.acquire(i, "a"), Only: 1}); err != nil {
+		t.Fatal(err)
+	}
+	check(t, c, pagertest.Touch{To: mib / 2, Step: 4 << 10, Expect: i.expect()})
+	l.touchUntilDead(c, pagertest.Touch{Pages: []int64{mib / 2}})
+	l.fails("a", "which is in none of its regions")
+}

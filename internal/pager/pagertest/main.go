@@ -114,6 +114,9 @@ func (m *memory) hello(h Hello) error {
 	for _, r := range m.regions {
 		said = append(said, region{address(r.bytes), r.Size, r.Offset, r.PageSize, r.PageSize})
 	}
+	if h.Only > 0 {
+		said = said[:h.Only]
+	}
 	message, err := json.Marshal(said)
 	if err != nil {
 		return err
