@@ -194,3 +194,19 @@ func TestUntoldRegion(t *testing.T) {
 	l.touchUntilDead(c, pagertest.Touch{Pages: []int64{mib / 2}})
 	l.fails("a", "which is in none of its regions")
 }
+
+// A fork is released while its machine is at any step of connecting: what it has
+// handed over by then is not forgotten.
+func TestReleaseWhileConnecting(t *testing.T) {
+	l, i := newLab(t), newImage(t, mib, block.WriterOptions{})
+	l.acquire(i, "keeps the pager")
+	for range 20 {
+		path := l.acquire(i, "a")
+		c := l.client(i)
+		if err := c.Hello(pagertest.Hello{Path: path}); err != nil {
+			t.Fatal(err)
+		}
+		l.release("a")
+		l.dies(c)
+	}
+}
