@@ -53,7 +53,7 @@ func TestSourceHangs(t *testing.T) {
 	i.setFaults(t, faults{Hang: true})
 	for n := range 3 {
 		id := fmt.Sprint(n)
-		l.touchUntilDead(l.fork(i, id), pagertest.Touch{To: testSize, Step: FaultAround, Threads: 50})
+		l.touchUntilDead(l.fork(i, id), pagertest.Touch{To: testSize, Step: FaultAround, Threads: 100})
 		l.fails(id, "has not ended in 300ms")
 	}
 }

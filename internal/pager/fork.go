@@ -8,9 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/pager/uffd"
 )
@@ -37,6 +36,9 @@ type fork struct {
 	path     string
 	listener *net.UnixListener
 
+	work     sync.WaitGroup // those who accept and greet
+	greeting map[*net.UnixConn]bool
+	released bool
 	prefetch []Range // given to its machine when it connects
 
 	conn    *net.UnixConn // kept as long as the machine: it may want to know who we are
@@ -68,116 +70,10 @@ func (s *server) register(id string, uid int, noBalloon bool) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("making a socket for fork %s: %w", id, err)
 	}
-	f := &fork{id: id, uid: uid, keeps: noBalloon, path: path, listener: l}
+	f := &fork{id: id, uid: uid, keeps: noBalloon, path: path, listener: l, greeting: map[*net.UnixConn]bool{}}
 	s.forks[id] = f
-	go s.accept(f)
+	f.work.Go(func() { s.accept(f) })
 	return path, nil
-}
-
-// accept receives those who connect to a fork's socket until one of them is served.
-func (s *server) accept(f *fork) {
-	slots := make(chan struct{}, handshakes)
-	var waiting time.Time // since when somebody can't be accepted; zero: nobody is there
-	for {
-		slots <- struct{}{}
-		conn, err := f.listener.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // no descriptors, most likely: they come back as others end
-			switch there, _ := socketFD(f.listener, readable); {
-			case !there:
-				waiting = time.Time{}
-			case waiting.IsZero():
-				waiting = time.Now()
-				s.log.Warn("a machine has to wait: its connection can't be accepted", "fork", f.id, "error", err)
-			case time.Since(waiting) > acceptPatience:
-				s.failFork(f, fmt.Errorf("a machine has connected and can't be accepted: %w", err), nil)
-				return
-			}
-			time.Sleep(acceptPause)
-			<-slots
-			continue
-		}
-		waiting = time.Time{}
-		go func() {
-			defer func() { <-slots }()
-			s.greet(f, conn)
-		}()
-	}
-}
-
-// greet shakes hands with one who has connected.
-func (s *server) greet(f *fork, conn *net.UnixConn) {
-	peer, err := socketFD(conn, peerOf)
-	if peer == nil {
-		s.log.Warn("turned away a connection", "fork", f.id, "error", err)
-		conn.Close()
-		return
-	}
-	if peer.uid == f.uid && err != nil {
-		s.failFork(f, err, peer)
-		conn.Close()
-		return
-	}
-	if peer.uid != f.uid {
-		s.log.Warn("turned away a connection of the wrong user", "fork", f.id, "uid", peer.uid, "pid", peer.pid, "want", f.uid)
-		peer.close()
-		conn.Close()
-		return
-	}
-	regions, fd, err := s.handshake(conn)
-	switch {
-	case errors.Is(err, errSilent):
-		s.log.Warn("turned away a connection that said nothing", "fork", f.id, "pid", peer.pid)
-	case err == nil:
-		if err = s.connect(f, conn, peer, regions, fd); err == nil {
-			return
-		}
-		s.log.Warn("ended a machine that connected in vain", "fork", f.id, "pid", peer.pid, "error", err)
-	default:
-		err = fmt.Errorf("the machine's process %d has connected, but what it said is wrong: %w", peer.pid, err)
-		// It would wait for its memory forever.
-		s.failFork(f, err, peer)
-	}
-	conn.Close()
-	peer.close()
-}
-
-var errSilent = errors.New("it said nothing")
-
-// handshake receives the one message of a machine.
-func (s *server) handshake(conn *net.UnixConn) ([]region, uffd.FD, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(handshakePatience)); err != nil {
-		return nil, -1, err
-	}
-	buf, oob := make([]byte, maxHandshake+1), make([]byte, unix.CmsgSpace(4*4))
-	n, oobn, flags, _, err := conn.ReadMsgUnix(buf, oob)
-	fds, parseErr := descriptors(oob[:oobn])
-	if n == 0 && len(fds) == 0 {
-		return nil, -1, errSilent
-	}
-	if err == nil {
-		err = parseErr
-	}
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = errors.New("its descriptors can't be received: there are too many, or this pager has none left (ulimit -n)")
-	}
-	var regions []region
-	if err == nil {
-		regions, err = parseRegions(buf[:n], s.source.h.Size, uint64(os.Getpagesize()))
-	}
-	if err == nil && len(fds) != 1 {
-		err = fmt.Errorf("%d descriptors came with it: need one, a userfaultfd", len(fds))
-	}
-	if err == nil {
-		err = uffd.Check(fds[0])
-	}
-	if err != nil {
-		closeAll(fds)
-		return nil, -1, err
-	}
-	return regions, uffd.FD(fds[0]), nil
 }
 
 // connect begins to serve a machine. After an error its process is dead, or at
@@ -190,31 +86,39 @@ func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []r
 	m.fail = func(err error) {
 		s.failFork(f, fmt.Errorf("serving the memory of process %d: %w", peer.pid, err), peer)
 	}
+	err := s.admit(f, m, conn)
+	if err == nil {
+		return nil
+	}
+	cancel(err)
+	if !peer.end() { // the descriptor stays open, or it would read zeros
+		return fmt.Errorf("%w; its process %d can't be ended", err, peer.pid)
+	}
+	fd.Close()
+	return err
+}
+
+// admit makes a machine that of a fork that has none.
+func (s *server) admit(f *fork, m *machine, conn *net.UnixConn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := f.err
 	switch {
-	case err != nil:
+	case f.err != nil:
+		return f.err
 	case s.closing || s.forks[f.id] != f:
-		err = errors.New("the fork is released")
+		return errors.New("the fork is released")
 	case f.conn != nil:
-		err = errors.New("the fork has a machine already")
-	default:
-		f.machine, err = s.poll.add(m, func() { s.ended(f) })
+		return errors.New("the fork has a machine already")
 	}
+	polled, err := s.poll.add(m, func() { s.ended(f) })
 	if err != nil {
-		f.machine = nil
-		cancel(err)
-		if !peer.end() { // the descriptor stays open, or it would read zeros
-			return fmt.Errorf("%w; its process %d can't be ended", err, peer.pid)
-		}
-		fd.Close()
+		go m.fail(err) // which takes the lock
 		return err
 	}
-	f.conn = conn
+	f.machine, f.conn = polled, conn
 	f.listener.Close()
 	s.orphaned.Stop()
-	s.tell(message{Op: eventConnected, Fork: f.id, PID: peer.pid, process: peer})
+	s.tell(message{Op: eventConnected, Fork: f.id, PID: m.process.pid, process: m.process})
 	if list := f.prefetch; len(list) > 0 {
 		m.filling.Go(func() { m.prefetch(list) })
 	}
@@ -272,7 +176,15 @@ func (s *server) dismiss(f *fork) error {
 	if s.forks[f.id] == f {
 		delete(s.forks, f.id)
 	}
-	f.listener.Close() // and removes the socket
+	f.released = true
+	for conn := range f.greeting {
+		conn.CloseRead()
+	}
+	s.mu.Unlock()
+	s.drain(f)
+	f.listener.Close()
+	f.work.Wait()
+	s.mu.Lock()
 	m := f.machine
 	s.mu.Unlock()
 	if m == nil {

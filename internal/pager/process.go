@@ -74,25 +74,30 @@ func (p *process) kill() error {
 	return nil
 }
 
-// wait waits for the end of the process, and tells whether it has come.
+// wait waits for the end of the process, and tells whether it has come. It takes no
+// descriptor: there may be none.
 func (p *process) wait(patience time.Duration) bool {
-	p.mu.Lock()
-	fd := -1
-	if p.fd >= 0 {
-		fd, _ = unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
-	}
-	p.mu.Unlock()
-	if fd < 0 {
-		return false
-	}
-	defer unix.Close(fd)
-	for deadline := time.Now().Add(patience); ; {
-		left := time.Until(deadline)
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(left.Milliseconds(), 0)))
-		if n > 0 || (err != nil && !errors.Is(err, unix.EINTR)) || left <= 0 {
-			return n > 0
+	pause := 100 * time.Microsecond
+	for deadline := time.Now().Add(patience); ; pause = min(2*pause, 10*time.Millisecond) {
+		if p.over() {
+			return true
 		}
+		if time.Now().After(deadline) {
+			return false
+		}
+		time.Sleep(pause)
 	}
+}
+
+// over tells whether the process has ended. One that was closed has: others have seen it.
+func (p *process) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return true
+	}
+	ended, err := readable(p.fd)
+	return err == nil && ended
 }
 
 // started returns when the process started, in clock ticks since the host's boot; 0

@@ -28,6 +28,8 @@ type Hello struct {
 	Path        string  `json:"path"`
 	Raw         *string `json:"raw,omitempty"`         // in the place of its regions; "" sends nothing, and waits
 	Descriptors *int    `json:"descriptors,omitempty"` // how many, in the place of one
+	Only        int     `json:"only,omitempty"`        // tell so many of its regions
+	Late        bool    `json:"late,omitempty"`        // on the connection that was made before
 	NoUffd      bool    `json:"no_uffd,omitempty"`     // send another file in its place
 }
 

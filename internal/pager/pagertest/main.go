@@ -114,6 +114,9 @@ func (m *memory) hello(h Hello) error {
 	for _, r := range m.regions {
 		said = append(said, region{address(r.bytes), r.Size, r.Offset, r.PageSize, r.PageSize})
 	}
+	if h.Only > 0 {
+		said = said[:h.Only]
+	}
 	message, err := json.Marshal(said)
 	if err != nil {
 		return err
@@ -121,11 +124,17 @@ func (m *memory) hello(h Hello) error {
 	if h.Raw != nil {
 		message = []byte(*h.Raw)
 	}
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: h.Path, Net: "unix"})
-	if err != nil {
-		return err
+	if !h.Late {
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: h.Path, Net: "unix"})
+		if err != nil {
+			return err
+		}
+		m.conns = append(m.conns, conn) // Firecracker keeps it too
 	}
-	m.conns = append(m.conns, conn) // Firecracker keeps it too
+	if len(m.conns) == 0 {
+		return errors.New("there is no connection to be late on")
+	}
+	conn := m.conns[len(m.conns)-1]
 	if len(message) == 0 {
 		return nil
 	}
