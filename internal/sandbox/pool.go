@@ -25,6 +25,8 @@ const (
 	refillDelay = 100 * time.Millisecond
 	// How soon a pool tries again after a failure, or looks again for room.
 	refillRetry = 2 * time.Second
+	// exercises is how often a sandbox stands still and goes on before it waits: an emulator translates some of what that runs only when it has seen it before.
+	exercises = 3
 	// warmupTimeout bounds what a sandbox runs before it waits.
 	warmupTimeout = 5 * time.Minute
 )
@@ -297,8 +299,13 @@ func (s *Sandbox) exercise(ctx context.Context, warmup string) error {
 	if _, err := s.Run(ctx, s.Command(shell(warmup))); err != nil && (s.Err() != nil || ctx.Err() != nil) {
 		return err
 	}
-	if err := s.Hold(ctx); err != nil {
-		return err
+	for range exercises {
+		if err := s.Hold(ctx); err != nil {
+			return err
+		}
+		if err := s.Release(ctx, nil); err != nil {
+			return err
+		}
 	}
-	return s.Release(ctx, nil)
+	return nil
 }

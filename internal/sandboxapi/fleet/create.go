@@ -131,9 +131,11 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	if err := f.runs(ctx, e, live, t, pooled, begin); err != nil {
 		return Info{}, errors.Join(err, f.die(context.WithoutCancel(ctx), e, "it could not be written down"))
 	}
-	if err := f.db.spawned(ctx, id); err != nil {
-		f.o.Log.Warn("counting a sandbox of a template", "snapshot", id, "error", err)
-	}
+	f.scribe.write(func() {
+		if err := f.db.spawned(context.WithoutCancel(ctx), id); err != nil {
+			f.o.Log.Warn("counting a sandbox of a template", "snapshot", id, "error", err)
+		}
+	})
 	f.phases(ctx, live, begin, pooled)
 	f.note(e.id, slog.LevelInfo, "created", map[string]string{"template": id.String(), "pooled": fmt.Sprint(pooled), "took": time.Since(begin).Round(time.Microsecond).String()})
 	return e.get(), nil

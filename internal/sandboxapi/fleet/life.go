@@ -95,9 +95,11 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 		fields["console"] = log
 	}
 	f.note(e.id, slog.LevelInfo, reason, fields)
-	if failed := f.db.trimLogs(ctx, e.id); failed != nil {
-		f.o.Log.Warn("trimming a log", "sandbox", e.id, "error", failed)
-	}
+	f.scribe.write(func() {
+		if failed := f.db.trimLogs(ctx, e.id); failed != nil {
+			f.o.Log.Warn("trimming a log", "sandbox", e.id, "error", failed)
+		}
+	})
 	return err
 }
 

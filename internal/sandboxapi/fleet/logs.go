@@ -15,6 +15,7 @@ func (f *Fleet) Logs(ctx context.Context, id string, after time.Time, limit int,
 	if _, err := f.entry(id); err != nil {
 		return nil, err
 	}
+	f.scribe.flush()
 	if limit <= 0 || limit > maxLogs {
 		limit = maxLogs
 	}
@@ -55,13 +56,15 @@ func (f *Fleet) note(id string, level slog.Level, message string, fields map[str
 	f.o.Log.Log(context.Background(), level, message, attrs...)
 	names := map[slog.Level]string{slog.LevelDebug: "debug", slog.LevelInfo: "info", slog.LevelWarn: "warn", slog.LevelError: "error"}
 	e := LogEntry{Time: time.Now().UTC(), Level: names[level], Message: message, Fields: fields}
-	text, err := json.Marshal(e)
-	if err == nil {
-		_, err = f.db.db.Exec("INSERT INTO logs (sandbox, at, entry) VALUES (?, ?, ?)", id, e.Time.UnixNano(), string(text))
-	}
-	if err != nil {
-		f.o.Log.Warn("a log entry could not be kept", "sandbox", id, "error", err)
-	}
+	f.scribe.write(func() {
+		text, err := json.Marshal(e)
+		if err == nil {
+			_, err = f.db.db.Exec("INSERT INTO logs (sandbox, at, entry) VALUES (?, ?, ?)", id, e.Time.UnixNano(), string(text))
+		}
+		if err != nil {
+			f.o.Log.Warn("a log entry could not be kept", "sandbox", id, "error", err)
+		}
+	})
 }
 
 // trimLogs drops all but a sandbox's youngest entries.

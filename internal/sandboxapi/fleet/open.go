@@ -52,6 +52,7 @@ type PoolSpec struct {
 type Fleet struct {
 	o       Options
 	db      *database
+	scribe  *scribe
 	lock    *os.File
 	secret  []byte // tokens of sandboxes are made from it
 	starts  *semaphore.Weighted
@@ -111,6 +112,7 @@ func Open(ctx context.Context, o Options) (_ *Fleet, err error) {
 	if f.db, err = openDatabase(ctx, o.StateDir); err != nil {
 		return nil, err
 	}
+	f.scribe = newScribe()
 	if f.secret, err = readSecret(filepath.Join(o.StateDir, secretName)); err != nil {
 		return nil, err
 	}
@@ -249,6 +251,9 @@ func (f *Fleet) release() error {
 	var errs []error
 	if f.metrics != nil {
 		f.metrics.unregister()
+	}
+	if f.scribe != nil {
+		f.scribe.close()
 	}
 	if f.db != nil {
 		errs = append(errs, f.db.close())

@@ -89,6 +89,7 @@ func (f *Fleet) Templates(ctx context.Context) ([]Template, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.scribe.flush()
 	counts, err := f.db.spawnCounts(ctx)
 	if err != nil {
 		return nil, err
