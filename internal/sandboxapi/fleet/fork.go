@@ -57,7 +57,7 @@ func texts(list []netip.Prefix) []string {
 // spawnAll makes n sandboxes, as many at once as the cores can start.
 func (f *Fleet) spawnAll(ctx context.Context, n int, spawn func(context.Context) (Info, error)) []Fork {
 	forks := make([]Fork, n)
-	slots := make(chan struct{}, 2*runtime.NumCPU())
+	slots := make(chan struct{}, runtime.NumCPU())
 	var wg sync.WaitGroup
 	for i := range forks {
 		wg.Go(func() {

@@ -97,8 +97,8 @@ func Open(ctx context.Context, o Options) (_ *Fleet, err error) {
 	}
 	f := &Fleet{
 		o: o, host: o.Host, stop: make(chan struct{}),
-		// Two starts a core keep the cores busy while one of them waits for a disk; more would only make all of them slow.
-		starts:  semaphore.NewWeighted(int64(2 * runtime.NumCPU())),
+		// One start a core: under emulation a start is work for its core from end to end, and more at once only make all of them slow.
+		starts:  semaphore.NewWeighted(int64(runtime.NumCPU())),
 		entries: map[string]*entry{}, templates: map[uuid.UUID]*template{}, pools: map[string]*pool{}, usage: map[string]*use{},
 	}
 	defer func() {
