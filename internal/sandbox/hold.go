@@ -44,9 +44,23 @@ func (s *Sandbox) Release(ctx context.Context, env map[string]string) error {
 	s.addEnv(env)
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
-	err := s.machine.Continue(ctx)
-	if err == nil {
-		err = s.hand(ctx, s.client.WakeWarm)
+	// The identity is on its way while the machine is told to go on: it waits at the guest's door.
+	ctx, failed := context.WithCancelCause(ctx)
+	defer failed(nil)
+	continued := make(chan error, 1)
+	go func() {
+		err := s.machine.Continue(ctx)
+		if err != nil {
+			failed(err)
+		}
+		continued <- err
+	}()
+	err := s.hand(ctx, s.client.WakeWarm)
+	if err != nil {
+		failed(err)
+	}
+	if stuck := <-continued; stuck != nil {
+		err = stuck
 	}
 	if err != nil {
 		err = s.explain(ctx, fmt.Errorf("releasing the machine: %w", err))

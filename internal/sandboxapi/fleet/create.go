@@ -128,9 +128,8 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	if err := f.enter(e); err != nil {
 		return Info{}, errors.Join(err, live.Close(), f.letGo(t))
 	}
-	if err := f.runs(ctx, e, live, t, pooled, begin); err != nil {
-		return Info{}, errors.Join(err, f.die(context.WithoutCancel(ctx), e, "it could not be written down"))
-	}
+	f.runs(e, live, t, pooled, begin)
+	f.saveSoon(ctx, e)
 	f.scribe.write(func() {
 		if err := f.db.spawned(context.WithoutCancel(ctx), id); err != nil {
 			f.o.Log.Warn("counting a sandbox of a template", "snapshot", id, "error", err)
@@ -208,16 +207,17 @@ func (f *Fleet) startError(ctx context.Context, err error) error {
 	return fmt.Errorf("starting the sandbox: %w", err)
 }
 
-// runs makes a machine the life of a sandbox. The caller holds the turn.
-func (f *Fleet) runs(ctx context.Context, e *entry, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) error {
-	err := f.change(ctx, e, func(e *entry) {
-		e.live, e.template = live, t
-		e.info.State, e.info.Pooled, e.info.Wake, e.pausing = Running, pooled, time.Since(begin), uuid.Nil
-		e.last, e.series = sample{}, nil
-		e.timer = time.AfterFunc(time.Until(e.info.End), func() { f.timeUp(e) })
-	})
+// runs makes a machine the life of a sandbox. The caller holds the turn, and writes it down.
+func (f *Fleet) runs(e *entry, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) {
+	before := e.get()
+	e.mu.Lock()
+	e.live, e.template = live, t
+	e.info.State, e.info.Pooled, e.info.Wake, e.pausing = Running, pooled, time.Since(begin), uuid.Nil
+	e.last, e.series = sample{}, nil
+	e.timer = time.AfterFunc(time.Until(e.info.End), func() { f.timeUp(e) })
+	e.mu.Unlock()
+	f.recount(before, e.get())
 	go f.mourn(e, live)
-	return err
 }
 
 // token is the access token of a sandbox's agent. It is made from the daemon's secret, and so the same at each asking, and not kept.

@@ -119,12 +119,37 @@ func (f *Fleet) change(ctx context.Context, e *entry, how func(*entry)) error {
 	e.mu.Lock()
 	how(e)
 	e.mu.Unlock()
-	r := e.record()
+	f.recount(before, e.get())
+	return f.save(ctx, e)
+}
+
+// recount keeps what owners have when a sandbox has changed.
+func (f *Fleet) recount(before, after Info) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.count(before, -1)
-	f.count(r.Info, +1)
-	f.mu.Unlock()
-	return f.db.put(ctx, r)
+	f.count(after, +1)
+}
+
+// save writes a sandbox down. All that is written goes through the scribe, so that what is written later is what counts.
+func (f *Fleet) save(ctx context.Context, e *entry) error {
+	r, err := e.record(), error(nil)
+	written := make(chan struct{})
+	if !f.scribe.write(func() { err = f.db.put(context.WithoutCancel(ctx), r); close(written) }) {
+		return errClosing()
+	}
+	<-written
+	return err
+}
+
+// saveSoon is save for what decides nothing: that a sandbox runs, which after a crash it does not.
+func (f *Fleet) saveSoon(ctx context.Context, e *entry) {
+	r := e.record()
+	f.scribe.write(func() {
+		if err := f.db.put(context.WithoutCancel(ctx), r); err != nil {
+			f.o.Log.Warn("a sandbox could not be written down", "sandbox", r.Info.ID, "error", err)
+		}
+	})
 }
 
 // count keeps what an owner has. f.mu is held.

@@ -117,8 +117,16 @@ func (f *Fleet) wake(ctx context.Context, e *entry, end time.Time) (err error) {
 	e.mu.Lock()
 	e.info.End = end
 	e.mu.Unlock()
-	if err := f.runs(ctx, e, live, t, false, begin); err != nil {
-		return err
+	f.runs(e, live, t, false, begin)
+	// Written down before anybody uses it: after a crash it is dead, and not what it once slept as.
+	if err := f.save(ctx, e); err != nil {
+		f.takeDown(e)
+		before := e.get()
+		e.mu.Lock()
+		e.info.State = Paused
+		e.mu.Unlock()
+		f.recount(before, e.get())
+		return errors.Join(err, live.Close(), f.letGo(t))
 	}
 	f.phases(ctx, live, begin, false)
 	f.note(e.id, slog.LevelInfo, "woken", map[string]string{"snapshot": t.id.String(), "took": time.Since(begin).Round(time.Microsecond).String()})
