@@ -136,7 +136,11 @@ func (a *app) forked(forks []openapi.ForkResult, took time.Duration) error {
 			}
 		}
 	}
-	a.say("%d sandboxes in %s ms", len(forks)-len(failed), milliseconds(took))
+	made, noun := len(forks)-len(failed), "sandboxes"
+	if made == 1 {
+		noun = "sandbox"
+	}
+	a.say("%d %s in %s ms", made, noun, milliseconds(took))
 	if len(failed) > 0 {
 		return fmt.Errorf("%d of %d forks could not be made: %w", len(failed), len(forks), failed[0])
 	}
