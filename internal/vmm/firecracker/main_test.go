@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -8,6 +9,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(pagerEnv) != "" {
+		if err := pages(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	fctest.Main()
 	os.Exit(m.Run())
 }
