@@ -91,7 +91,11 @@ export function TerminalTab({ id, guest, running }: Props) {
       t.onBinary((text) => void s.type(Uint8Array.from(text, (c) => c.charCodeAt(0))).catch(failed)),
       t.onResize((size) => void s.resize({ cols: size.cols, rows: size.rows }).catch(failed)),
     ];
-    void follow(s, id, abort.signal, setStatus).then((how) => {
+    // Whoever is no longer followed says nothing of it either: it may be told of the next state already.
+    const tell = (text: string): void => {
+      if (!abort.signal.aborted) setStatus(text);
+    };
+    void follow(s, id, abort.signal, tell).then((how) => {
       if (abort.signal.aborted) return;
       setStatus(how);
       setOver(true);
