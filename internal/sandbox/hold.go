@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/sporevm/spore/internal/guest/api"
 )
@@ -33,6 +34,9 @@ func (s *Sandbox) Hold(ctx context.Context) error {
 	return nil
 }
 
+// releaseTimeout bounds what takes a warm guest some milliseconds.
+const releaseTimeout = 10 * time.Second
+
 // Release lets a held machine run, with env added to the environment of what is started from now on. When it returns the guest has confirmed its clock, its
 // fresh entropy and a new generation, and its user processes run. A machine that can't be released is ended.
 func (s *Sandbox) Release(ctx context.Context, env map[string]string) error {
@@ -42,25 +46,13 @@ func (s *Sandbox) Release(ctx context.Context, env map[string]string) error {
 		return errors.New("the sandbox is not held")
 	}
 	s.addEnv(env)
+	ctx, done := context.WithTimeoutCause(ctx, releaseTimeout, fmt.Errorf("no answer from its agent in %v", releaseTimeout))
+	defer done()
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
-	// The identity is on its way while the machine is told to go on: it waits at the guest's door.
-	ctx, failed := context.WithCancelCause(ctx)
-	defer failed(nil)
-	continued := make(chan error, 1)
-	go func() {
-		err := s.machine.Continue(ctx)
-		if err != nil {
-			failed(err)
-		}
-		continued <- err
-	}()
-	err := s.hand(ctx, s.client.WakeWarm)
-	if err != nil {
-		failed(err)
-	}
-	if stuck := <-continued; stuck != nil {
-		err = stuck
+	err := s.machine.Continue(ctx)
+	if err == nil {
+		err = s.hand(ctx, s.client.WakeWarm)
 	}
 	if err != nil {
 		err = s.explain(ctx, fmt.Errorf("releasing the machine: %w", err))
