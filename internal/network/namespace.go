@@ -41,11 +41,11 @@ func elsewhere(f func() error) error {
 			done <- err
 			return
 		}
-		defer home.Close()
 		err = f()
 		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
+		home.Close() // before the caller goes on: it may count what is open
 		done <- err
 	}()
 	return <-done
