@@ -112,7 +112,7 @@ type cell struct {
 	name  string   // of the binary
 }
 
-// newCell takes a user and makes the folders that the machine's files are put in. What an earlier machine of that user has left behind is removed.
+// newCell takes a user and makes the folders that the machine's files are put in. What earlier machines of that user have left behind is removed.
 func newCell(j Jail, name, binary string) (_ *cell, err error) {
 	if err := j.check(); err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func newCell(j Jail, name, binary string) (_ *cell, err error) {
 	suffix := fmt.Sprintf("-%d", user)
 	c.id = instanceID(name[:min(len(name), 64-len(suffix))] + suffix)
 	c.outer = filepath.Join(j.Base, c.name, c.id)
-	if err := c.clear(); err != nil {
+	if err := c.clearEarlier(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if err := os.MkdirAll(c.inside(fdPath(fdHome)+"/.."), 0o755); err != nil {

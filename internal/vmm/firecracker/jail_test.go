@@ -167,22 +167,27 @@ func TestContractJailed(t *testing.T) {
 	vmmtest.Run(t, New(Programs{Binary: binary}, &jail), vmm.KVM, vmmtest.Long())
 }
 
-// TestJailed looks at what a machine in a jail is, and that nothing of it stays.
-func TestJailed(t *testing.T) {
-	binary, jail := realJail(t)
-	groups := "/sys/fs/cgroup/pids"
+// limitProcesses has machines run in control groups of their own, and returns the folder in which the groups are; empty where there are none.
+func limitProcesses(t *testing.T, jail *Jail) (groups string) {
+	t.Helper()
+	groups = "/sys/fs/cgroup/pids"
 	if entries, err := os.ReadDir(groups); err == nil && len(entries) > 0 {
 		jail.CgroupVersion, jail.Cgroups, jail.ParentCgroup = 1, []string{"pids.max=64"}, "spore-test"
 	} else if controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.subtree_control"); err == nil && strings.Contains(string(controllers), "pids") {
 		groups = "/sys/fs/cgroup"
 		jail.CgroupVersion, jail.Cgroups, jail.ParentCgroup = 2, []string{"pids.max=64"}, "spore-test"
 	} else {
-		groups = ""
 		t.Log("no control group of processes to be had here: that part is left out")
+		return ""
 	}
-	if groups != "" {
-		defer os.Remove(filepath.Join(groups, "spore-test"))
-	}
+	t.Cleanup(func() { os.Remove(filepath.Join(groups, jail.ParentCgroup)) })
+	return groups
+}
+
+// TestJailed looks at what a machine in a jail is, and that nothing of it stays.
+func TestJailed(t *testing.T) {
+	binary, jail := realJail(t)
+	groups := limitProcesses(t, &jail)
 	e := New(Programs{Binary: binary}, &jail)
 	c := config(t)
 	machines := []*Machine{start(t, e, c), start(t, e, config(t))}
