@@ -10,8 +10,8 @@ import (
 )
 
 // poller answers the faults of all machines of a process with a few threads, all of
-// which wait in the kernel for any of them. A machine that faults again before the
-// last fault is answered has more than one thread answer; one that does not is
+// which wait in the kernel for any of them. A machine that is found to have several
+// faults at once may have several threads answer; one that has a fault at a time is
 // looked at by a single thread, which keeps it short.
 type poller struct {
 	epoll, exit int // descriptors
@@ -20,24 +20,18 @@ type poller struct {
 
 	mu       sync.RWMutex
 	machines map[int32]*polled
-	next     int32
+	last     int32 // number that was given
 }
 
-const (
-	// turn is how many faults of one machine a thread answers before it looks at others.
-	turn = 32
-	// crowd is for how many faults a machine is taken to have several threads that
-	// touch memory after it was seen to have.
-	crowd = 64
-)
+// turn is how many faults of one machine a thread answers before it looks at others,
+// but for what it has read.
+const turn = 32
 
 // polled is a machine under its number.
 type polled struct {
 	*machine
 	id    int32
 	ended func() // called once when its process has ended
-
-	crowded atomic.Int32 // faults for which it is taken to have several threads
 }
 
 // What an event is about, beside the machine's number.
@@ -70,8 +64,8 @@ func newPoller(threads int, faults *atomic.Int64) (*poller, error) {
 // add has the faults of a machine answered until remove.
 func (p *poller) add(m *machine, ended func()) (*polled, error) {
 	p.mu.Lock()
-	p.next++
-	added := &polled{machine: m, id: p.next, ended: sync.OnceFunc(ended)}
+	p.last++
+	added := &polled{machine: m, id: p.last, ended: sync.OnceFunc(ended)}
 	p.machines[added.id] = added
 	p.mu.Unlock()
 	err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, m.process.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: added.id, Pad: aboutProcess})
@@ -135,34 +129,47 @@ func (p *poller) work() {
 }
 
 // serve answers faults of a machine, which the epoll is silent about until it is
-// told to look at it again. In a crowd that happens before each answer, so that
-// another thread takes the next fault; not if reading that would have to wait for
-// the answer.
+// told to look at it again.
 func (p *poller) serve(m *polled, scratch []piece) error {
-	for answered := 0; answered < turn; answered++ {
-		w, fault, err := m.read()
-		if err != nil {
+	for answered := 0; ; answered++ {
+		w, ok, err := p.next(m, answered)
+		if err != nil || !ok {
 			return err
-		}
-		if !fault {
-			return p.rearm(m)
-		}
-		if answered > 0 {
-			m.crowded.Store(crowd) // it came while the last one was being answered
-		}
-		early := m.keeps && m.crowded.Add(-1) >= 0
-		if early {
-			if err := p.rearm(m); err != nil {
-				return err
-			}
 		}
 		m.answer(w, scratch)
 		p.faults.Add(1)
-		if early {
-			return nil
+	}
+}
+
+// next returns what a thread that has answered so many faults of a machine is to
+// answer next: of what was read, or else of what there is to read. If it is not to
+// go on, the second result is false.
+func (p *poller) next(m *polled, answered int) (window, bool, error) {
+	q := &m.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if answered > 0 {
+		q.answering--
+	}
+	if len(q.waiting) == 0 {
+		if q.answering > 0 {
+			return window{}, false, nil // who is last goes on
+		}
+		var err error
+		if answered < turn {
+			q.waiting, err = m.read(q.room[:0])
+		}
+		if err == nil && len(q.waiting) != 1 { // nothing to do, or enough for the thread that the next fault wakes
+			err = p.rearm(m)
+		}
+		if err != nil || len(q.waiting) == 0 {
+			return window{}, false, err
 		}
 	}
-	return p.rearm(m)
+	w := q.waiting[0]
+	q.waiting = q.waiting[1:]
+	q.answering++
+	return w, true, nil
 }
 
 // rearm has the epoll look at a machine again.

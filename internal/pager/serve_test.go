@@ -123,19 +123,6 @@ func TestRemovedAmongNeighbours(t *testing.T) {
 	}
 }
 
-func TestNoBalloon(t *testing.T) {
-	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
-	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), NoBalloon: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := l.connect(i, path)
-	check(t, c, i.all(1, 8))
-	_ = c.Remove(0, 4<<10) // it may be killed before it can answer
-	l.dies(c)
-	l.fails("a", "given memory back, although it was said to have no balloon")
-}
-
 // Pages are given back while others, and prefetching, put pages in.
 func TestRemovedMeanwhile(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
