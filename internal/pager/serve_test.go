@@ -123,6 +123,20 @@ func TestRemovedAmongNeighbours(t *testing.T) {
 	}
 }
 
+// Pages are given back by some threads while others read them and their neighbours.
+// Whoever looks at one that was given back sees zeros, then and later.
+func TestRemovedUnderReaders(t *testing.T) {
+	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
+	for n := range 9 {
+		c := l.fork(i, fmt.Sprint(n))
+		wrong, err := c.Give(pagertest.Giving{To: testSize, Givers: 8, Readers: n % 3, Expect: i.expect()})
+		if err != nil || len(wrong) > 0 {
+			t.Fatalf("pages with wrong bytes: %v (%v)", wrong, err)
+		}
+		c.Close()
+	}
+}
+
 // Pages are given back while others, and prefetching, put pages in.
 func TestRemovedMeanwhile(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
