@@ -18,6 +18,7 @@ type queue struct {
 	mu        sync.Mutex
 	waiting   []window // in room
 	answering int      // threads that answer a fault of it now
+	called    bool     // another is to come
 	room      [batch]window
 }
 
@@ -30,25 +31,25 @@ func (m *machine) read(windows []window) ([]window, error) {
 	}
 	var events [batch]uffd.Message
 	n, err := m.fd.Read(events[:])
-	if err != nil {
-		return windows, err
-	}
 	for i := range events[:n] {
+		var w window
+		var wrong error
 		switch e := &events[i]; e.Kind {
 		case uffd.Fault:
-			w, err := m.fault(e)
-			if err != nil {
-				return windows, err
-			}
+			w, wrong = m.fault(e)
 			windows = append(windows, w)
 		case uffd.Remove, uffd.Unmap:
 			m.remove(e.Range())
 		case uffd.Fork:
 			e.Child().Close()
-			return windows, errors.New("its process has forked, and the child's memory is nobody's")
+			wrong = errors.New("its process has forked, and the child's memory is nobody's")
 		default:
-			return windows, fmt.Errorf("unexpected event %#x of its memory", e.Kind)
+			wrong = fmt.Errorf("unexpected event %#x of its memory", e.Kind)
 		}
+		err = errors.Join(err, wrong)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return windows, nil
 }

@@ -11,12 +11,14 @@ import (
 
 // poller answers the faults of all machines of a process with a few threads, all of
 // which wait in the kernel for any of them. A machine that is found to have several
-// faults at once may have several threads answer; one that has a fault at a time is
-// looked at by a single thread, which keeps it short.
+// faults at once has several threads answer; one that has a fault at a time is looked
+// at by a single thread, which keeps it short.
 type poller struct {
-	epoll, exit int // descriptors
-	threads     sync.WaitGroup
-	faults      *atomic.Int64
+	epoll, exit, bell int // descriptors
+	threads           sync.WaitGroup
+	idle              atomic.Int32 // threads that wait
+	calls             chan *polled // machines that another thread is to look at; the bell is rung for each
+	faults            *atomic.Int64
 
 	mu       sync.RWMutex
 	machines map[int32]*polled
@@ -26,6 +28,9 @@ type poller struct {
 // turn is how many faults of one machine a thread answers before it looks at others,
 // but for what it has read.
 const turn = 32
+
+// maxCalls is how many calls may be under way: more than there are idle threads.
+const maxCalls = 64
 
 // polled is a machine under its number.
 type polled struct {
@@ -39,26 +44,43 @@ const (
 	aboutMemory int32 = iota
 	aboutProcess
 	aboutExit
+	aboutCall
 )
 
-func newPoller(threads int, faults *atomic.Int64) (*poller, error) {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
+func newPoller(threads int, faults *atomic.Int64) (_ *poller, err error) {
+	p := &poller{epoll: -1, exit: -1, bell: -1, machines: map[int32]*polled{}, calls: make(chan *polled, maxCalls), faults: faults}
+	defer func() {
+		if err != nil {
+			p.closeAll()
+			err = fmt.Errorf("making ready to wait for faults: %w", err)
+		}
+	}()
+	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, err
 	}
-	exit, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err == nil {
-		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, exit, &unix.EpollEvent{Events: unix.EPOLLIN, Pad: aboutExit})
+	if p.exit, err = p.eventfd(unix.EPOLLIN, aboutExit); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		unix.Close(epoll)
-		return nil, fmt.Errorf("making ready to wait for faults: %w", err)
+	if p.bell, err = p.eventfd(unix.EPOLLIN|unix.EPOLLET, aboutCall); err != nil { // it need not be reset to be rung again
+		return nil, err
 	}
-	p := &poller{epoll: epoll, exit: exit, machines: map[int32]*polled{}, faults: faults}
 	for range threads {
 		p.threads.Go(p.work)
 	}
 	return p, nil
+}
+
+// eventfd returns a descriptor that threads wake up for when it is written to.
+func (p *poller) eventfd(events uint32, about int32) (int, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Pad: about}); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // add has the faults of a machine answered until remove.
@@ -107,7 +129,9 @@ func (p *poller) work() {
 		scratch [FaultAround / unit]piece
 	)
 	for {
+		p.idle.Add(1)
 		n, err := unix.EpollWait(p.epoll, events[:], -1)
+		p.idle.Add(-1)
 		if n == 0 || errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -115,6 +139,9 @@ func (p *poller) work() {
 			return
 		}
 		m := p.find(events[0].Fd)
+		if events[0].Pad == aboutCall {
+			m = p.called()
+		}
 		if m == nil {
 			continue
 		}
@@ -150,6 +177,8 @@ func (p *poller) next(m *polled, answered int) (window, bool, error) {
 	defer q.mu.Unlock()
 	if answered > 0 {
 		q.answering--
+	} else {
+		q.called = false
 	}
 	if len(q.waiting) == 0 {
 		if q.answering > 0 {
@@ -159,7 +188,7 @@ func (p *poller) next(m *polled, answered int) (window, bool, error) {
 		if answered < turn {
 			q.waiting, err = m.read(q.room[:0])
 		}
-		if err == nil && len(q.waiting) != 1 { // nothing to do, or enough for the thread that the next fault wakes
+		if err == nil && len(q.waiting) == 0 {
 			err = p.rearm(m)
 		}
 		if err != nil || len(q.waiting) == 0 {
@@ -169,7 +198,41 @@ func (p *poller) next(m *polled, answered int) (window, bool, error) {
 	w := q.waiting[0]
 	q.waiting = q.waiting[1:]
 	q.answering++
+	if len(q.waiting) > 0 && !q.called && p.idle.Load() > 0 {
+		q.called = p.call(m)
+	}
 	return w, true, nil
+}
+
+// call has another thread look at a machine, and tells whether it will.
+func (p *poller) call(m *polled) bool {
+	select {
+	case p.calls <- m:
+		ring(p.bell)
+		return true
+	default:
+		return false
+	}
+}
+
+// called returns the machine of a call, or nil if others were faster. One that is
+// left may have had the bell rung while this one was still heard.
+func (p *poller) called() *polled {
+	select {
+	case m := <-p.calls:
+		if len(p.calls) > 0 {
+			ring(p.bell)
+		}
+		return m
+	default:
+		return nil
+	}
+}
+
+// ring writes to an eventfd.
+func ring(fd int) {
+	one := [8]byte{1}
+	unix.Write(fd, one[:])
 }
 
 // rearm has the epoll look at a machine again.
@@ -187,9 +250,15 @@ func (p *poller) rearm(m *polled) error {
 
 // close ends the threads.
 func (p *poller) close() {
-	one := [8]byte{1}
-	unix.Write(p.exit, one[:])
+	ring(p.exit)
 	p.threads.Wait()
-	unix.Close(p.exit)
-	unix.Close(p.epoll)
+	p.closeAll()
+}
+
+func (p *poller) closeAll() {
+	for _, fd := range []int{p.exit, p.bell, p.epoll} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
 }
