@@ -45,6 +45,7 @@ type memoryGroup struct {
 	dir   string
 	fd    int // of dir, for as long as the machine lives
 	limit int64
+	kills int64 // by the kernel, when the group was last found to wait
 }
 
 // NewMemoryGuard limits the memory of user processes by what is free now.
@@ -94,7 +95,7 @@ func (m *memoryGroup) room() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if room := m.limit - used; room >= leastRoom {
+	if room := m.limit - used; room >= max(leastRoom, mostCache) {
 		return room, nil
 	}
 	cache, err := m.cache()

@@ -131,10 +131,26 @@ func sleeper(t *testing.T, size string) *exec.Cmd {
 func TestStarved(t *testing.T) {
 	root := t.TempDir()
 	m := fakeGroup(t, root, "user", 64<<20)
+	if err := os.WriteFile(filepath.Join(m.dir, "memory.events"), []byte("oom_kill 0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for cache, want := range map[int64]bool{0: true, 3 << 20: true, 5 << 20: false} {
 		m.fake(t, 64<<20, cache)
 		if got, err := m.starved(); err != nil || got != want {
 			t.Errorf("with %d bytes of cache: %v, %v", cache, got, err)
+		}
+	}
+	m.fake(t, 2<<20, 0)
+	if got, err := m.starved(); err != nil || got {
+		t.Errorf("nearly empty: %v, %v", got, err)
+	}
+	m.fake(t, 64<<20, 0)
+	if err := os.WriteFile(filepath.Join(m.dir, "memory.events"), []byte("oom_kill 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{false, true} {
+		if got, err := m.starved(); err != nil || got != want {
+			t.Errorf("after the kernel ended somebody: %v, %v; want %v", got, err, want)
 		}
 	}
 	for text, want := range map[string]bool{

@@ -14,7 +14,7 @@ const (
 	// pressureTrigger asks the kernel to tell when processes have waited for memory for 1.2 seconds out of 3, in microseconds. It watches only while some wait.
 	pressureTrigger = "some 1200000 3000000"
 
-	// A group is starved if what the kernel can take back is less than this share of its memory, and less than mostCache: else the waiting is that for a disk
+	// A group is starved if what is free and what the kernel can take back are less than this share of its memory, and less than mostCache: else the waiting is that for a disk
 	// of somebody who reads more than fits, and will come to an end.
 	cacheShare = 16
 	mostCache  = 64 << 20
@@ -91,8 +91,14 @@ func openTrigger(file string) (int, error) {
 }
 
 func (m *memoryGroup) starved() (bool, error) {
-	cache, err := m.cache()
-	return cache < min(m.limit/cacheShare, mostCache), err
+	// The kernel may have ended somebody meanwhile; then there is room, or will be as soon as that one is gone.
+	kills := oomKills(m.fd)
+	if kills != m.kills {
+		m.kills = kills
+		return false, nil
+	}
+	room, err := m.room()
+	return room < min(m.limit/cacheShare, mostCache), err
 }
 
 // starved is about the whole guest, for processes in groups that user programs have made beside those with a limit.
