@@ -4,11 +4,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/sporevm/spore/internal/guest/agent"
 	"github.com/sporevm/spore/internal/guest/api"
 	"github.com/sporevm/spore/internal/guest/boot"
-	"golang.org/x/sys/unix"
 )
 
 // version is set by the build.
@@ -25,10 +25,15 @@ func serve(g boot.Guest) error {
 	if err != nil {
 		return err
 	}
-	group, err := unix.Open(user.Path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // open for as long as the machine lives
+	memory, err := agent.NewMemoryGuard(user)
 	if err != nil {
-		return fmt.Errorf("opening the control group of user processes: %w", err)
+		return err
 	}
+	go func() {
+		if err := memory.Watch(); err != nil { // the guest works without
+			fmt.Fprintf(os.Stderr, "spore-agent: %v\n", err)
+		}
+	}()
 	if err := agent.SetLoopback(); err != nil {
 		return err
 	}
@@ -46,7 +51,8 @@ func serve(g boot.Guest) error {
 	}
 	server = agent.New(agent.Options{
 		Version:  version,
-		CgroupFD: group,
+		Group:    memory.Group,
+		Kills:    memory.Kills,
 		Children: children,
 		Wake:     machine.Wake,
 		Quiesce:  machine.Quiesce,

@@ -193,6 +193,8 @@ func leadingNumber(s string) (number, rest string) {
 var guestArgs = []string{
 	// The kernel tests its ciphers at every boot; that is a tenth of a boot under emulation.
 	"cryptomgr.notests=1",
+	// It would look every four seconds whether a CPU is stuck. Emulated ones seem to be whenever their host is busy.
+	"nowatchdog",
 	// What the kernel does not know becomes the environment of process 1. Go interrupts a goroutine that runs for 10 ms so that others get their turn;
 	// the agent never computes for so long, but in a guest that has just been thawed everything takes that long, and interrupts make it longer.
 	"GODEBUG=asyncpreemptoff=1",

@@ -14,11 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// agentReserve is memory, of what is free after booting, that user processes can't have, so that a guest full of them still answers its host.
-const agentReserve = 32 << 20
-
-// UserCgroup is the control group of everything that is not the agent. Its memory limit makes the kernel's out-of-memory killer look there and nowhere
-// else. It freezes together with its siblings, which are groups that user programs have made: only the agent lives at the root.
+// UserCgroup is the control group of everything that is not the agent. It freezes together with its siblings, most of which are groups that user programs
+// have made: only the agent lives at the root.
 type UserCgroup struct {
 	root, path string
 
@@ -40,17 +37,6 @@ func NewUserCgroup(root string) (*UserCgroup, error) {
 	if err := os.Mkdir(c.path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the control group of user processes: %w", err)
 	}
-	memory, err := readMemory()
-	if err != nil {
-		return nil, err
-	}
-	if limit := memory.free - agentReserve; limit > 0 {
-		// A kernel without the memory controller has no such file; the guest works without the limit.
-		err := write(c.path, "memory.max", strconv.FormatInt(limit, 10))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("limiting the memory of user processes: %w", err)
-		}
-	}
 	return c, nil
 }
 
@@ -66,9 +52,6 @@ func delegate(path string) error {
 	}
 	return nil
 }
-
-// Path is the group's directory.
-func (c *UserCgroup) Path() string { return c.path }
 
 // Freeze stops all user processes and returns when they stand still. If they don't by ctx's end they run on.
 func (c *UserCgroup) Freeze(ctx context.Context) error {
@@ -165,33 +148,44 @@ func (c *UserCgroup) Thaw() error {
 }
 
 // PIDs returns the processes in the group, its siblings and all groups below them.
-func (c *UserCgroup) PIDs() ([]int, error) {
+func (c *UserCgroup) PIDs() ([]int, error) { return treePIDs(c.root, c.root) }
+
+// treePIDs returns the processes in a group and all below it, but for those directly in one of except.
+func treePIDs(dir string, except ...string) ([]int, error) {
 	var pids []int
-	err := filepath.WalkDir(c.root, func(path string, d os.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) { // a group that has gone meanwhile
 				return nil
 			}
 			return err
 		}
-		if d.Name() != "cgroup.procs" || filepath.Dir(path) == c.root {
+		if !d.IsDir() || slices.Contains(except, path) {
 			return nil
 		}
-		text, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
-			return nil
-		}
-		for line := range bytes.Lines(text) {
-			if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil {
-				pids = append(pids, pid)
-			}
-		}
+		in, err := groupPIDs(path)
+		pids = append(pids, in...)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing user processes: %w", err)
 	}
 	return pids, nil
+}
+
+// groupPIDs returns the processes directly in a group; none if it has gone.
+func groupPIDs(dir string) ([]int, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
+	}
+	var pids []int
+	for line := range bytes.Lines(text) {
+		if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
 }
 
 func write(dir, file, value string) error {

@@ -143,7 +143,7 @@ func TestBornInItsCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	s := New(Options{CgroupFD: int(f.Fd())})
+	s := New(Options{Group: func() int { return int(f.Fd()) }})
 	defer s.Close()
 	mark := filepath.Join(t.TempDir(), "groups")
 	p := start(t, s, "cat /proc/self/cgroup >"+mark)

@@ -52,3 +52,8 @@ func counter(data []byte, name string) (int64, bool) {
 	}
 	return 0, false
 }
+
+// parseCount reads a file that holds a number and nothing else.
+func parseCount(data []byte) (int64, error) {
+	return strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64)
+}

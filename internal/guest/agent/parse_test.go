@@ -90,7 +90,7 @@ func TestOOMIsToldFromOtherKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	fd := int(f.Fd())
+	count := func() int64 { return oomKills(int(f.Fd())) }
 	killed, exited := unix.WaitStatus(unix.SIGKILL), func(code int) unix.WaitStatus { return unix.WaitStatus(code << 8) }
 	for _, tc := range []struct {
 		name   string
@@ -105,7 +105,7 @@ func TestOOMIsToldFromOtherKills(t *testing.T) {
 		{"a shell whose child was killed", 1, false, exited(137), true},
 		{"an exit as the counter rose", 1, false, exited(1), false},
 	} {
-		p := &proc{cgroupFD: fd, oomBefore: tc.before, killed: tc.ours}
+		p := &proc{oomKills: count, oomBefore: tc.before, killed: tc.ours}
 		if got := p.endEvent(tc.status).GetOomKilled(); got != tc.want {
 			t.Errorf("%s: %v", tc.name, got)
 		}

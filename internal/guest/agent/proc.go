@@ -36,8 +36,8 @@ type proc struct {
 	tty    *os.File // nil: pipes
 	hub    *hub
 
+	oomKills  func() int64 // so far, where it was born
 	oomBefore int64
-	cgroupFD  int
 
 	mu     sync.Mutex
 	exited bool // reaped: the pid may be someone else's now
@@ -52,11 +52,13 @@ type proc struct {
 // run starts cmd and everything that serves it. ctx is for the start only. attach runs before the first
 // output can flow; done runs once the end is known.
 func (s *Server) run(ctx context.Context, cmd *command, cfg *process.ProcessConfig, tag string, io *stdio, attach func(*proc), done func(*proc)) (*proc, error) {
+	group := s.options.Group()
 	p := &proc{
 		config: cfg, tag: tag, tty: io.tty, hub: newHub(),
-		cgroupFD: s.options.CgroupFD, oomBefore: oomKills(s.options.CgroupFD),
-		dead: make(chan struct{}), ended: make(chan struct{}),
+		oomKills: func() int64 { return oomKills(group) + s.options.Kills() },
+		dead:     make(chan struct{}), ended: make(chan struct{}),
 	}
+	p.oomBefore = p.oomKills()
 	switch {
 	case io.tty != nil:
 		p.input = newInput(io.tty)
@@ -64,7 +66,7 @@ func (s *Server) run(ctx context.Context, cmd *command, cfg *process.ProcessConf
 		p.input = newInput(io.stdin)
 	}
 	pid, err := s.options.Children.start(ctx, func() (pid int, err error) {
-		pid, p.pidfd, err = spawn(cmd, io, s.options.CgroupFD)
+		pid, p.pidfd, err = spawn(cmd, io, group)
 		return pid, err
 	})
 	if err != nil {
@@ -265,7 +267,7 @@ func (p *proc) endEvent(status unix.WaitStatus) *process.ProcessEvent_EndEvent {
 	// The counter is the cgroup's: a kill counts for this process if it died of
 	// SIGKILL that we did not send, or is a shell that reports such a child.
 	if (e.Signal == int32(unix.SIGKILL) && !killed) || e.ExitCode == 128+int32(unix.SIGKILL) {
-		e.OomKilled = oomKills(p.cgroupFD) > p.oomBefore
+		e.OomKilled = p.oomKills() > p.oomBefore
 	}
 	return e
 }

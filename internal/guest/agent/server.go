@@ -28,9 +28,13 @@ type Options struct {
 	Version string      // of the agent, for stats and reports
 	Context api.Context // defaults of new processes until SetContext
 
-	// CgroupFD is an open directory of a version 2 control group in which
-	// processes are born. Zero or less: they share the agent's.
-	CgroupFD int
+	// Group returns an open directory of the version 2 control group in which
+	// the next process is to be born. Nil: they share the agent's.
+	Group func() int
+
+	// Kills counts processes that were ended for want of memory, but not by the
+	// kernel. Nil: there are none.
+	Kills func() int64
 
 	// Children keeps the processes started here apart from the orphans that
 	// PID 1 reaps. Nil: nothing else reaps.
@@ -60,6 +64,12 @@ type Server struct {
 func New(o Options) *Server {
 	if o.Children == nil {
 		o.Children = NewChildren()
+	}
+	if o.Group == nil {
+		o.Group = func() int { return 0 }
+	}
+	if o.Kills == nil {
+		o.Kills = func() int64 { return 0 }
 	}
 	s := &Server{options: o, accounts: accounts{root: "/"}, table: newTable(), watchers: newWatchers()}
 	s.SetContext(o.Context)

@@ -24,7 +24,7 @@ func (s *Server) Stats() api.Stats {
 		Time:         time.Now().UnixNano(),
 		CPUs:         runtime.NumCPU(),
 		Processes:    s.table.count(),
-		OOMKills:     oomKills(0),
+		OOMKills:     oomKills(0) + s.options.Kills(),
 	}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {

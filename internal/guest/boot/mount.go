@@ -38,7 +38,8 @@ func mountUser() error {
 		{source: "shm", target: "/dev/shm", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=1777", perm: 0o1777},
 		{source: "mqueue", target: "/dev/mqueue", kind: "mqueue", flags: safe, perm: 0o1777, optional: true},
 		{source: "cgroup2", target: CgroupRoot, kind: "cgroup2", flags: safe, data: "nsdelegate,memory_recursiveprot", perm: 0o755},
-		{source: "run", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755", perm: 0o755},
+		// Together with the half of all memory that /dev/shm may take this leaves room for processes.
+		{source: "run", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755,size=20%", perm: 0o755},
 	})
 	if err != nil {
 		return err
