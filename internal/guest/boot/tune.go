@@ -17,6 +17,7 @@ func tuning(root string) []setting {
 		{filepath.Join(queue, "write_cache"), "write through"}, // nothing is left to flush
 		{filepath.Join(queue, "wbt_lat_usec"), "0"},            // a timer that slows writers down for the sake of readers
 		{"/proc/sys/vm/stat_interval", "10"},                   // seconds between looks for counters to add up; also on an idle CPU
+		{"/proc/sys/vm/compaction_proactiveness", "0"},         // no looks twice a second for memory to defragment ahead of need
 	}
 }
 
