@@ -103,6 +103,9 @@ func TestPagersOfTheDead(t *testing.T) {
 	if _, err := a.host(t.Context()); err != nil { // a process beside a live one
 		t.Fatal(err)
 	}
+	if notes, err := filepath.Glob(filepath.Join(root, "cache", "scratch", notesPrefix+"*")); err != nil || len(notes) != 1 {
+		t.Fatalf("with their owner alive, the folders of notes are %v (%v)", notes, err)
+	}
 	if _, err := client.Touch(pagertest.Touch{Pages: []int64{testMemory / 2}}); err != nil {
 		t.Fatalf("with its owner alive: %v", err)
 	}
