@@ -19,6 +19,7 @@ type pageServer struct {
 
 	mu      sync.Mutex
 	tracker *pager.Tracker
+	notes   func() error           // removes their folder, as the sweep after our end does; kept, or its lock would go with the garbage, and the folder with the next sweep
 	failed  map[string]func(error) // by fork
 }
 
@@ -56,11 +57,10 @@ func (s *pageServer) start() error {
 	if s.tracker != nil {
 		return nil
 	}
-	dir, _, err := s.workDir(notesPrefix) // the sweep after our end removes it
-	if err != nil {
+	var err error
+	if s.config.StateDir, s.notes, err = s.workDir(notesPrefix); err != nil {
 		return err
 	}
-	s.config.StateDir = dir
 	s.tracker, err = pager.NewTracker(s.config)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,10 @@ func ownPages() error {
 	stats, err := pages.tracker.Stats(ctx, idParent.String())
 	if err != nil {
 		return err
+	}
+	for range 3 { // what nobody has any more goes now, finalizers and all
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
 	}
 	fmt.Println(stats.PID, socket)
 	select {}
@@ -97,6 +102,9 @@ func TestPagersOfTheDead(t *testing.T) {
 	a := &app{Streams: Streams{Err: os.Stderr, Getenv: os.Getenv}}
 	if _, err := a.host(t.Context()); err != nil { // a process beside a live one
 		t.Fatal(err)
+	}
+	if notes, err := filepath.Glob(filepath.Join(root, "cache", "scratch", notesPrefix+"*")); err != nil || len(notes) != 1 {
+		t.Fatalf("with their owner alive, the folders of notes are %v (%v)", notes, err)
 	}
 	if _, err := client.Touch(pagertest.Touch{Pages: []int64{testMemory / 2}}); err != nil {
 		t.Fatalf("with its owner alive: %v", err)

@@ -170,7 +170,9 @@ func (s *Sandbox) Close() error {
 		errs = append(errs, s.slot.Release())
 	}
 	if s.pages != "" {
-		errs = append(errs, s.host.Pages.Release(s.id.String()))
+		if err := s.host.Pages.Release(s.id.String()); err != nil { // the sandbox is gone all the same
+			s.host.Log.Warn("a page server did not let go of a sandbox in good order", "sandbox", s.id, "error", err)
+		}
 	}
 	if s.lazy != nil {
 		errs = append(errs, s.lazy.Close())
