@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -92,7 +91,7 @@ func (r *Repo) dependents(ctx context.Context, id uuid.UUID) ([]Info, error) {
 		}
 	})
 	if err == nil && len(unknown) > 0 {
-		err = fmt.Errorf("nothing can be removed while a snapshot can't be read: %w", errors.Join(unknown...))
+		err = unreadable(errors.Join(unknown...))
 	}
 	if err != nil {
 		return nil, err
