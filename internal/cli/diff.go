@@ -86,6 +86,7 @@ single dash. A merged image that breaks a rule is an error.`,
 	flags.BoolVar(&f.memfile, "memfile", false, "only the memory")
 	flags.BoolVar(&f.rootfs, "rootfs", false, "only the disk")
 	flags.BoolVar(&f.visualize, "visualize", false, "draw the three images")
+	a.trustFlags(flags)
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
