@@ -155,6 +155,24 @@ func Trust(keys []ed25519.PublicKey) Option {
 	return func(r *Repo) { r.trust = func(s *Snapshot, all []Signature) error { return trusted(s, all, keys) } }
 }
 
+// Trusts tells, as OpenID would, whether a snapshot may be opened that is to come
+// from elsewhere: metadata and signatures are what its files hold. The error is an
+// *UntrustedError, or tells what is damaged.
+func (r *Repo) Trusts(metadata, signatures []byte) error {
+	if r.trust == nil {
+		return nil
+	}
+	m, err := DecodeMetadata(metadata)
+	if err != nil {
+		return err
+	}
+	all, err := decodeSignatures(signatures)
+	if err != nil {
+		return &CorruptError{ID: m.ID, Artifact: SignatureFile, Err: err}
+	}
+	return r.trust(&Snapshot{meta: m, digest: block.Sum(metadata)}, all)
+}
+
 // trusted tells whether one of keys has signed s.
 func trusted(s *Snapshot, all []Signature, keys []ed25519.PublicKey) error {
 	refusal := &UntrustedError{ID: s.ID(), Signed: len(all)}
