@@ -48,7 +48,11 @@ With --flatten a single layer is copied: a new snapshot with the same content, w
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.seed.changed = cmd.Flags().Changed
+			for _, flag := range []string{"envd-version", "vcpu", "memory", "disk", "build-tag"} {
+				if f.seed.team == "" && cmd.Flags().Changed(flag) {
+					return usageErrorf("--%s is for the SQL of --team", flag)
+				}
+			}
 			return a.copy(cmd.Context(), args[:len(args)-1], args[len(args)-1], f)
 		},
 	}
@@ -77,7 +81,6 @@ func (a *app) copyBuildCommand() *cobra.Command {
 				return usageErrorf("copy-build needs -build UUID, -from STORAGE and -to STORAGE")
 			}
 			a.storePath = from
-			f.seed.changed = cmd.Flags().Changed
 			return a.copy(cmd.Context(), []string{build}, to, f)
 		},
 	}
@@ -87,6 +90,7 @@ func (a *app) copyBuildCommand() *cobra.Command {
 	flags.StringVar(&from, "from", "", "storage that it is in")
 	flags.StringVar(&to, "to", "", "storage to copy it to")
 	f.seed.register(flags, "tag")
+	a.trustFlags(flags)
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
@@ -108,6 +112,9 @@ func (a *app) copy(ctx context.Context, refs []string, to string, f copyFlags) e
 		if err := store.CheckName(f.tag); err != nil {
 			return usageErrorf("%v", err)
 		}
+	}
+	if err := f.seed.check(); err != nil {
+		return err
 	}
 	from, err := a.repo(ctx)
 	if err != nil {

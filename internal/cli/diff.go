@@ -37,7 +37,8 @@ func (a *app) diffCommand() *cobra.Command {
 processes came and went, and which fields of the metadata differ. A is often B's parent, but need not be.
 
 Files are compared by content, permissions and owner; times alone are no difference. What lies at the same place on both disks is not read. Stretches of disk and
-memory count as changed when they were stored again.`,
+memory count as changed when they were stored again. Where B's disk or memory is smaller than A's it can't be laid over A's: that is told, and files are compared all
+the same; --runs and --visualize, which show what is laid over what, take it for an error.`,
 		Args: exactArgs("a snapshot", "another one"),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 1 {
@@ -85,6 +86,7 @@ single dash. A merged image that breaks a rule is an error.`,
 	flags.BoolVar(&f.memfile, "memfile", false, "only the memory")
 	flags.BoolVar(&f.rootfs, "rootfs", false, "only the disk")
 	flags.BoolVar(&f.visualize, "visualize", false, "draw the three images")
+	a.trustFlags(flags)
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
@@ -116,8 +118,8 @@ func (a *app) diff(ctx context.Context, refA, refB string, f diffFlags) error {
 		return err
 	}
 	defer newer.Close()
-	o := compare.Options{Regions: shownRegions, NoFiles: f.noFiles || f.memfile && !f.rootfs}
-	if f.expand {
+	o := compare.Options{Regions: shownRegions, NoFiles: f.noFiles || f.memfile && !f.rootfs, MustFit: f.runs || f.visualize}
+	if f.expand || a.json {
 		o.Regions = 0
 	}
 	report, err := compare.Snapshots(ctx, older, newer, o)
@@ -140,6 +142,7 @@ func (a *app) diff(ctx context.Context, refA, refB string, f diffFlags) error {
 	if a.json {
 		return a.printJSON(shown)
 	}
+	f.noFiles = o.NoFiles
 	return a.diffText(shown, f)
 }
 
@@ -182,7 +185,7 @@ func (a *app) diffText(d shownDiff, f diffFlags) error {
 	if f.onlyRuns {
 		return nil
 	}
-	if !f.noFiles && d.Disk != nil {
+	if !f.noFiles {
 		a.filesText(d.Files, f.expand)
 	}
 	a.processText(d.Processes)
@@ -190,7 +193,7 @@ func (a *app) diffText(d shownDiff, f diffFlags) error {
 		fmt.Fprintf(a.Out, "\nmetadata:\n")
 	}
 	for _, m := range d.Metadata {
-		fmt.Fprintf(a.Out, "  %s: %s -> %s\n", m.Field, first(m.A, "-"), first(m.B, "-"))
+		fmt.Fprintf(a.Out, "  %s: %s -> %s\n", oneLine(m.Field), first(oneLine(m.A), "-"), first(oneLine(m.B), "-"))
 	}
 	return nil
 }

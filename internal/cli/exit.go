@@ -16,6 +16,7 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
+	"github.com/sporevm/spore/internal/store/bucket"
 )
 
 // The exit codes. They are part of the interface: scripts rely on them.
@@ -86,7 +87,7 @@ func exitCode(err error) int {
 		return status.ShellCode()
 	case errors.As(err, &interrupted):
 		return 128 + int(interrupted.Signal)
-	case is[*usageError](err):
+	case is[*usageError](err), errors.Is(err, bucket.ErrLocation):
 		return exitUsage
 	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err), is[*canaryError](err):
 		return exitCorrupt

@@ -3,11 +3,9 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,11 +32,17 @@ func (f *inspectFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.rootfs, "rootfs", false, "only the disk")
 	flags.BoolVar(&f.data, "data", false, "show what is in the blocks, verified")
 	flags.Int64Var(&f.start, "start", 0, "first block to show runs or data of")
-	flags.Int64Var(&f.end, "end", -1, "last block to show runs or data of; -1: the image's last")
+	flags.Int64Var(&f.end, "end", wholeImage, "last block to show runs or data of; -1: the image's last")
 	flags.StringVar(&f.span, "range", "", "the same in bytes: OFFSET:LENGTH, such as 0x1000:64K")
 	flags.BoolVar(&f.recursive, "recursive", false, "also the ancestors, each with its images")
 	flags.BoolVar(&f.expand, "expand", false, "leave nothing out: every run, every byte of --data")
 }
+
+// ranged tells whether a part was asked for.
+func (f *inspectFlags) ranged() bool { return f.start != 0 || f.end != wholeImage || f.span != "" }
+
+// wholeImage is the end that means the image's last block.
+const wholeImage = -1
 
 func (a *app) inspectCommand() *cobra.Command {
 	var f inspectFlags
@@ -48,7 +52,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Long: `Shows a snapshot's metadata, its lineage, and how its disk and memory are put together: which layers hold how much of them, and a map of where its bytes lie. It is
 text on a terminal or with --text, JSON elsewhere.
 
-With --start, --end or --range the runs of a part are listed; with --data what is in its blocks. Metadata and headers are checked on the way, and so is all data that
+With --start, --end or --range the runs of a part are listed; with --data what is in its blocks, or in the first of the image if no part is named. Metadata and headers are checked on the way, and so is all data that
 is shown; for the rest see verify.`,
 		Example:           "  spore inspect web\n  spore inspect web --memfile --range 0x100000:64K --data",
 		Args:              exactArgs("one snapshot"),
@@ -90,6 +94,7 @@ func (a *app) inspectBuildCommand() *cobra.Command {
 	f.register(flags)
 	flags.BoolVar(&validate, "validate", false, "read all of it and check every byte")
 	flags.BoolVar(&f.text, "text", false, "text, not JSON, where stdout is no terminal")
+	a.trustFlags(flags)
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
@@ -116,18 +121,11 @@ type inspectImage struct {
 	Runs       int            `json:"runs"`
 	Layers     []inspectLayer `json:"layers"` // oldest first
 
-	Part   []shownRun  `json:"part,omitempty"` // the runs that were asked for
-	Blocks []shownData `json:"blocks,omitempty"`
+	Part       []shownRun  `json:"part,omitempty"` // the runs that were asked for
+	Blocks     []shownData `json:"blocks,omitempty"`
+	BlocksLeft int64       `json:"blocks_left,omitempty"` // that nobody asked for by their number, and are not shown
 
 	header *block.Header
-}
-
-// shownData is what one block holds.
-type shownData struct {
-	Block  int64  `json:"block"`
-	Offset int64  `json:"offset"`
-	Hole   bool   `json:"hole,omitempty"`
-	Bytes  []byte `json:"bytes,omitempty"`
 }
 
 // inspectLayer is one layer's part in an image.
@@ -205,96 +203,6 @@ func chosen(s *snapshot.Snapshot, f inspectFlags) map[string]*block.Reader {
 		images[snapshot.MemoryFile] = s.Memory()
 	}
 	return images
-}
-
-// describe describes an image with the part and the data that were asked for.
-func (f inspectFlags) describe(ctx context.Context, image *block.Reader) (inspectImage, error) {
-	h := image.Header()
-	out := describeImage(h)
-	if f.start == 0 && f.end < 0 && f.span == "" && !f.data && !f.expand {
-		return out, nil
-	}
-	from, to, err := f.part(h)
-	if err != nil {
-		return out, err
-	}
-	out.Part = shownRuns(h, from, to-from)
-	if f.data {
-		out.Blocks, err = f.read(ctx, image, from, to)
-	}
-	return out, err
-}
-
-// part returns which bytes of an image are meant.
-func (f inspectFlags) part(h *block.Header) (from, to int64, err error) {
-	if f.span != "" {
-		offset, length, ok := strings.Cut(f.span, ":")
-		from, errFrom := parseOffset(offset)
-		n, errLength := parseOffset(length)
-		if !ok || errFrom != nil || errLength != nil || from < 0 || n <= 0 {
-			return 0, 0, usageErrorf("--range %q is not OFFSET:LENGTH", f.span)
-		}
-		from -= from % h.BlockSize
-		return min(from, h.Size), min(from+n, h.Size), nil
-	}
-	to = h.Size
-	if f.end >= 0 && f.end < h.Size/h.BlockSize {
-		to = (f.end + 1) * h.BlockSize
-	}
-	if f.start < 0 || f.start > h.Size/h.BlockSize || f.start*h.BlockSize > to {
-		return 0, 0, usageErrorf("block %d of %d: choose --start and --end among them", f.start, h.Size/h.BlockSize)
-	}
-	return f.start * h.BlockSize, to, nil
-}
-
-// parseOffset reads 4096, 0x1000 or 64K.
-func parseOffset(text string) (int64, error) {
-	unit := int64(1)
-	if n := len(text); n > 1 {
-		switch text[n-1] {
-		case 'k', 'K':
-			unit = 1 << 10
-		case 'm', 'M':
-			unit = 1 << 20
-		case 'g', 'G':
-			unit = 1 << 30
-		}
-		if unit > 1 {
-			text = text[:n-1]
-		}
-	}
-	n, err := strconv.ParseInt(text, 0, 64)
-	if err == nil && n > block.MaxSize/unit {
-		err = strconv.ErrRange
-	}
-	return n * unit, err
-}
-
-// shownBlocks is how many blocks --data shows without --expand.
-const shownBlocks = 16
-
-func (f inspectFlags) read(ctx context.Context, image *block.Reader, from, to int64) ([]shownData, error) {
-	h := image.Header()
-	out := []shownData{}
-	for run := range h.RunsIn(from, to-from) {
-		for at := run.Offset; at < run.End(); at += h.BlockSize {
-			if len(out) == shownBlocks && !f.expand {
-				return out, nil
-			}
-			d := shownData{Block: at / h.BlockSize, Offset: at, Hole: run.IsHole()}
-			if !d.Hole {
-				d.Bytes = make([]byte, h.BlockSize)
-				if _, err := image.ReadAtContext(ctx, d.Bytes, at); err != nil {
-					return nil, err
-				}
-			}
-			out = append(out, d)
-			if d.Hole && !f.expand {
-				break // the rest of it is alike
-			}
-		}
-	}
-	return out, nil
 }
 
 func (a *app) inspectText(r inspected, f inspectFlags) error {
@@ -406,32 +314,4 @@ func (a *app) imageText(name string, i inspectImage, f inspectFlags, generations
 		return nil
 	}
 	return table(a.Out, []string{"  LAYER OF", "USED", "PACKED", "STORED", "FRAMES", "RUNS"}, rows)
-}
-
-// partText shows the runs of a part, or what is in its blocks.
-func (a *app) partText(i inspectImage, f inspectFlags) error {
-	if !f.data {
-		limit := shownRunsLimit
-		if f.expand {
-			limit = 0
-		}
-		return runTable(a.Out, i.Part, limit)
-	}
-	for _, d := range i.Blocks {
-		if d.Hole {
-			fmt.Fprintf(a.Out, "  block %d, %#x: hole\n", d.Block, d.Offset)
-			continue
-		}
-		fmt.Fprintf(a.Out, "  block %d, %#x: %s\n", d.Block, d.Offset, block.Sum(d.Bytes))
-		shown := d.Bytes
-		if !f.expand {
-			shown = shown[:min(64, len(shown))]
-		}
-		dump := hex.Dumper(a.Out)
-		if _, err := dump.Write(shown); err != nil {
-			return fmt.Errorf("writing the data: %w", err)
-		}
-		dump.Close()
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 
+	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm/firecracker"
 )
@@ -11,7 +12,7 @@ import (
 type wakes struct {
 	Memory   string `json:"memory"` // mapped, lazy or served
 	Why      string `json:"why"`
-	Prefetch int64  `json:"prefetch_bytes"` // fetched before they are touched; 0: nothing is known to be
+	Prefetch int64  `json:"prefetch_bytes"` // known to be touched, and from afar fetched before they are; 0: nothing is known
 }
 
 // The ways to memory. A mapped file is the quickest by far where memory is near: a fault costs no switch to another process, and what is clean is shared.
@@ -24,7 +25,11 @@ const (
 // String is the line of the dashboard.
 func (w wakes) String() string {
 	text := w.Memory + " memory: " + w.Why
-	if w.Prefetch > 0 {
+	switch {
+	case w.Prefetch == 0:
+	case w.Memory == wakesMapped:
+		text += "; from a bucket " + formatBytes(w.Prefetch) + " would be fetched ahead"
+	default:
 		text += ", " + formatBytes(w.Prefetch) + " of it ahead"
 	}
 	return text
@@ -36,19 +41,17 @@ func wakesHere(ctx context.Context, repo *snapshot.Repo, s *snapshot.Snapshot) (
 	if !m.HasMemory() {
 		return nil, nil
 	}
-	if !repo.IsFar() {
-		return &wakes{Memory: wakesMapped, Why: "the store is on this host, so it is laid out once and shared through the page cache"}, nil
-	}
 	w := &wakes{Memory: wakesLazy, Why: "the store is far, so pages come when they are touched"}
-	if m.Engine.Name == firecracker.Name {
+	switch {
+	case !repo.IsFar():
+		w.Memory, w.Why = wakesMapped, "the store is on this host, so it is laid out once and shared through the page cache"
+	case m.Engine.Name == firecracker.Name:
 		w.Memory, w.Why = wakesServed, "the store is far and the engine handles page faults, so one pager serves all machines of the snapshot"
 	}
 	ahead, err := repo.Prefetch(ctx, m.ID)
-	if err != nil {
+	if err != nil && !is[*snapshot.CorruptError](err) { // a damaged list is as good as none
 		return nil, err
 	}
-	for _, length := range ahead.Bytes() {
-		w.Prefetch += length
-	}
+	w.Prefetch = ahead.Len() * block.DefaultBlockSize
 	return w, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -30,6 +31,14 @@ func (f *mountFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.empty, "empty", false, "mount a new, empty file system, which is thrown away")
 	flags.StringVar(&f.size, "size", "1GB", "size of the empty file system")
 	flags.IntVar(&f.blockSize, "block-size", 4096, "block size of the empty file system, in bytes: 1024, 2048 or 4096")
+}
+
+// check refuses flags that would do nothing.
+func (f *mountFlags) check(flags *pflag.FlagSet) error {
+	if !f.empty && (flags.Changed("size") || flags.Changed("block-size")) {
+		return usageErrorf("--size and --block-size are for --empty: a snapshot's disk has its own")
+	}
+	return nil
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -55,6 +64,9 @@ It works by FUSE and a loop device and takes root. Should spore be killed, the p
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(cmd.Flags()); err != nil {
+				return err
+			}
 			ref := ""
 			if !f.empty {
 				ref = args[0]
@@ -82,6 +94,9 @@ to the disk.`,
 			if dir == "" || (build == "") != f.empty {
 				return usageErrorf("mount-build-rootfs needs -mount DIR, and one of -build UUID and -empty")
 			}
+			if err := f.check(cmd.Flags()); err != nil {
+				return err
+			}
 			if a.storePath == "" {
 				a.storePath = storage
 			}
@@ -96,6 +111,7 @@ to the disk.`,
 	flags.StringVar(&dir, "mount", "", "folder to mount it on")
 	f.register(flags)
 	flags.BoolVar(&log, "log", false, "tell every request to the disk")
+	a.trustFlags(flags)
 	c.Annotations = map[string]string{fieldFlags: "yes"}
 	return c
 }
@@ -122,7 +138,14 @@ type mounted struct {
 	Device   string `json:"device"`
 }
 
+// endingSignals end a mount as an interrupt does. Of itself this program would leave some of them out, and tell its registers at others.
+var endingSignals = [...]os.Signal{
+	unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGALRM, unix.SIGVTALRM, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGIO, unix.SIGPWR,
+}
+
 func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
+	ctx, release := signal.NotifyContext(ctx, endingSignals[:]...)
+	defer release()
 	request, err := a.mountRequest(ctx, ref, dir, f)
 	if err != nil {
 		return err

@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"slices"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -60,7 +58,8 @@ func (a *app) pullCommand() *cobra.Command {
 		Use:   "pull REFERENCE",
 		Short: "Get a snapshot from an OCI registry",
 		Long: `Gets a snapshot that was pushed, with the ancestors that it needs and all signatures. Everything is checked before it is published, by the registry's digests and by the
-snapshot's own; what is there already is not fetched. An artifact that is no snapshot is refused. The snapshot's id is printed.`,
+snapshot's own; what is there already is not fetched. An artifact that is no snapshot is refused, as is, with --require-signed, what no trusted key has signed. The snapshot's
+id is printed.`,
 		Example: "  spore pull registry.example/machines/web:v1 --tag web",
 		Args:    exactArgs("a reference"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.pull(cmd.Context(), args[0], tag) },
@@ -96,11 +95,7 @@ func (a *app) pull(ctx context.Context, from, tag string) error {
 	}
 	progress.end()
 	snap, err := repo.OpenID(ctx, p.ID)
-	if err != nil { // it is not trusted: nothing of it is to stay
-		for _, id := range slices.Backward(p.Copied) {
-			_, gone := repo.Remove(context.WithoutCancel(ctx), id, false)
-			err = errors.Join(err, gone)
-		}
+	if err != nil { // what was here before need not be trusted
 		return err
 	}
 	if err := snap.Close(); err != nil {

@@ -25,5 +25,6 @@ Builds are looked for in .local-build unless -storage says otherwise.`,
 	}
 	f.register(c)
 	r.register(c.Flags())
+	a.trustFlags(c.Flags())
 	return c
 }

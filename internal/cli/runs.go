@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -97,27 +98,34 @@ const (
 	cellClasses
 )
 
+// layerClass is the class of what lies in a layer of an image.
+func layerClass(h *block.Header, l block.Layer, age func(id uuid.UUID) int) int {
+	if l.ID == h.ID {
+		if slices.ContainsFunc(l.Frames, func(f block.Frame) bool { return f.Codec != block.Plain }) {
+			return cellPacked
+		}
+		return cellOwn
+	}
+	switch n := age(l.ID); {
+	case n <= 1:
+		return cellNear
+	case n <= 3:
+		return cellMid
+	}
+	return cellOld
+}
+
 // heatMap draws an image. age tells how many generations before the snapshot a layer was written.
 func (a *app) heatMap(w io.Writer, h *block.Header, age func(id uuid.UUID) int) {
+	classes := make([]int, len(h.Layers))
+	for i, l := range h.Layers {
+		classes[i] = layerClass(h, l, age)
+	}
 	class := func(layer int) int {
-		switch {
-		case layer == block.Hole:
+		if layer == block.Hole {
 			return cellHole
-		case h.Layers[layer].ID == h.ID:
-			for _, f := range h.Layers[layer].Frames {
-				if f.Codec != block.Plain {
-					return cellPacked
-				}
-			}
-			return cellOwn
 		}
-		switch n := age(h.Layers[layer].ID); {
-		case n <= 1:
-			return cellNear
-		case n <= 3:
-			return cellMid
-		}
-		return cellOld
+		return classes[layer]
 	}
 	glyphs := [cellClasses]string{"·", "░", "▒", "▓", "█", "◆"}
 	if a.colored() {

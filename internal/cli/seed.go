@@ -23,7 +23,6 @@ again:
 type seedFlags struct {
 	team, envdVersion, tag string
 	vcpu, memory, disk     int
-	changed                func(flag string) bool
 }
 
 func (f *seedFlags) register(flags *pflag.FlagSet, tagFlag string) {
@@ -33,6 +32,22 @@ func (f *seedFlags) register(flags *pflag.FlagSet, tagFlag string) {
 	flags.IntVar(&f.memory, "memory", 0, "memory to record, in MB (default that of the build)")
 	flags.IntVar(&f.disk, "disk", 0, "disk to record, in MB (default that of the build)")
 	flags.StringVar(&f.tag, tagFlag, "default", "tag to assign the build to")
+}
+
+// check refuses what can't be recorded, before anything is copied.
+func (f *seedFlags) check() error {
+	if f.vcpu < 0 || f.memory < 0 || f.disk < 0 {
+		return usageErrorf("--vcpu, --memory and --disk can't be negative")
+	}
+	for _, text := range []string{f.envdVersion, f.tag} {
+		if _, err := quoteSQL(text); err != nil {
+			return err
+		}
+	}
+	if _, err := uuid.Parse(f.team); f.team != "" && err != nil {
+		return usageErrorf("--team %q is not a UUID", f.team)
+	}
+	return nil
 }
 
 func (a *app) printSeed(ctx context.Context, repo *snapshot.Repo, id uuid.UUID, f seedFlags) error {

@@ -160,7 +160,11 @@ type damagedError struct {
 }
 
 func (e *damagedError) Error() string {
-	return fmt.Sprintf("%d of %d snapshots are damaged", e.damaged, e.of)
+	what := "are damaged"
+	if is[*canaryError](e.err) {
+		what = "are damaged, or do not wake as they should"
+	}
+	return fmt.Sprintf("%d of %d snapshots %s", e.damaged, e.of, what)
 }
 
 func (e *damagedError) Unwrap() error { return e.err }
@@ -178,7 +182,11 @@ func (a *app) verifyReport(results []verified, damage []error) error {
 				}
 				continue
 			}
-			fmt.Fprintf(a.Out, "%s  DAMAGED\n", v.ID)
+			state := "DAMAGED"
+			if len(v.Checks) > 0 { // all that it consists of is whole
+				state = "WAKES WRONG"
+			}
+			fmt.Fprintf(a.Out, "%s  %s\n", v.ID, state)
 			for _, e := range v.Errors {
 				fmt.Fprintf(a.Out, "  %s\n", e)
 			}

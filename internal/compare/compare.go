@@ -19,8 +19,8 @@ import (
 type Report struct {
 	A         uuid.UUID        `json:"a"`
 	B         uuid.UUID        `json:"b"`
-	Disk      *Image           `json:"disk,omitempty"`
-	Memory    *Image           `json:"memory,omitempty"` // nil unless both have one
+	Disk      *Image           `json:"disk,omitempty"`   // nil if one can't be laid over the other
+	Memory    *Image           `json:"memory,omitempty"` // nil, too, unless both have one
 	Files     []File           `json:"files"`            // by path
 	Processes []ProcessChange  `json:"processes"`        // by number
 	Notes     []string         `json:"notes,omitempty"`  // what could not be compared, and why
@@ -49,6 +49,7 @@ type Region struct {
 type Options struct {
 	Regions int  // most regions of an image to list; 0: all
 	NoFiles bool // leave out files
+	MustFit bool // images that can't be laid over each other are an error, not a note
 }
 
 // Snapshots compares two open snapshots. Errors are those of reading them, and of
@@ -57,18 +58,16 @@ func Snapshots(ctx context.Context, a, b *snapshot.Snapshot, o Options) (*Report
 	r := &Report{A: a.ID(), B: b.ID(), Files: []File{}, Processes: Processes(a.Metadata().Processes, b.Metadata().Processes)}
 	r.Metadata = metadata(a.Metadata(), b.Metadata())
 	var err error
-	if r.Disk, err = Headers(a.Disk().Header(), b.Disk().Header(), o); err != nil {
-		return nil, fmt.Errorf("comparing the disks of %s and %s: %w", a.ID(), b.ID(), err)
+	if r.Disk, err = r.image("disks", a.Disk(), b.Disk(), o); err != nil {
+		return nil, err
 	}
 	switch {
 	case a.Memory() == nil && b.Memory() == nil:
 	case a.Memory() == nil || b.Memory() == nil:
 		r.Notes = append(r.Notes, "only one of them has a memory")
-	case a.Memory().Header().BlockSize != b.Memory().Header().BlockSize || a.Memory().Size() > b.Memory().Size():
-		r.Notes = append(r.Notes, "their memories are of different make")
 	default:
-		if r.Memory, err = Headers(a.Memory().Header(), b.Memory().Header(), o); err != nil {
-			return nil, fmt.Errorf("comparing the memories of %s and %s: %w", a.ID(), b.ID(), err)
+		if r.Memory, err = r.image("memories", a.Memory(), b.Memory(), o); err != nil {
+			return nil, err
 		}
 	}
 	if !o.NoFiles {
@@ -79,12 +78,23 @@ func Snapshots(ctx context.Context, a, b *snapshot.Snapshot, o Options) (*Report
 	return r, nil
 }
 
+// image compares two images, or notes that they are not such as one can be made of the other.
+func (r *Report) image(what string, a, b *block.Reader, o Options) (*Image, error) {
+	base, to := a.Header(), b.Header()
+	if !o.MustFit && (base.BlockSize != to.BlockSize || base.FrameSize != to.FrameSize || base.Size > to.Size) {
+		r.Notes = append(r.Notes, fmt.Sprintf("their %s are of different make, %d and %d bytes: neither is a change of the other", what, base.Size, to.Size))
+		return nil, nil
+	}
+	i, err := Headers(base, to, o)
+	if err != nil {
+		return nil, fmt.Errorf("comparing the %s of %s and %s: %w", what, r.A, r.B, err)
+	}
+	return i, nil
+}
+
 // Headers compares two images by their headers alone. Bytes that were stored again
 // count as changed even if they are equal.
 func Headers(base, to *block.Header, o Options) (*Image, error) {
-	if base.Size > to.Size {
-		return nil, fmt.Errorf("the first has %d bytes, more than the second's %d", base.Size, to.Size)
-	}
 	diff, err := block.Diff(base, to)
 	if err != nil {
 		return nil, err
@@ -146,37 +156,5 @@ func Processes(a, b []snapshot.Process) []ProcessChange {
 		}
 	}
 	slices.SortStableFunc(out, func(x, y ProcessChange) int { return cmp.Compare(x.PID, y.PID) })
-	return out
-}
-
-// MetadataChange is a field that differs.
-type MetadataChange struct {
-	Field string `json:"field"`
-	A     string `json:"a"`
-	B     string `json:"b"`
-}
-
-func metadata(a, b *snapshot.Metadata) []MetadataChange {
-	out := []MetadataChange{}
-	add := func(field string, a, b any) {
-		if x, y := fmt.Sprint(a), fmt.Sprint(b); x != y {
-			out = append(out, MetadataChange{field, x, y})
-		}
-	}
-	add("arch", a.Arch, b.Arch)
-	add("vcpus", a.VCPUs, b.VCPUs)
-	add("memory_bytes", a.MemoryBytes, b.MemoryBytes)
-	add("disk_bytes", a.DiskBytes, b.DiskBytes)
-	add("net", a.Net, b.Net)
-	add("engine", a.Engine.Name+" "+a.Engine.Version, b.Engine.Name+" "+b.Engine.Version)
-	add("kernel", a.Kernel.Version, b.Kernel.Version)
-	add("agent", a.Agent, b.Agent)
-	add("image", a.Image.Digest, b.Image.Digest)
-	add("user", a.Context.User, b.Context.User)
-	add("workdir", a.Context.Workdir, b.Context.Workdir)
-	add("env", a.Context.Env, b.Context.Env)
-	add("start_command", a.StartCommand, b.StartCommand)
-	add("ready_command", a.ReadyCommand, b.ReadyCommand)
-	add("labels", a.Labels, b.Labels)
 	return out
 }

@@ -3,6 +3,7 @@ package compare_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,10 +37,12 @@ func newRepo(t testing.TB) *snapshot.Repo {
 }
 
 // image makes a file system of a folder.
-func image(t testing.TB, root string) []byte {
+func image(t testing.TB, root string) []byte { return imageOf(t, root, diskSize) }
+
+func imageOf(t testing.TB, root string, size int) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image")
-	out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", "11111111-1111-4111-8111-111111111111", "-d", root, path, "16M").CombinedOutput()
+	out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", "11111111-1111-4111-8111-111111111111", "-d", root, path, fmt.Sprintf("%dM", size>>20)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -59,11 +62,11 @@ func add(t testing.TB, repo *snapshot.Repo, parent *snapshot.Snapshot, disk []by
 		t.Fatal(err)
 	}
 	defer d.Abort()
-	w, err := d.Disk(diskSize)
+	w, err := d.Disk(int64(len(disk)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := make([]byte, diskSize)
+	old := make([]byte, len(disk))
 	if parent != nil {
 		if _, err := parent.Disk().ReadAt(old, 0); err != nil {
 			t.Fatal(err)
@@ -147,10 +150,43 @@ func TestFiles(t *testing.T) {
 	if diff := cmp.Diff(want, other.Files); diff != "" {
 		t.Error(diff)
 	}
+	// So they are where one disk can't be laid over the other, which is told, or an error for whoever wants the runs.
+	large := add(t, repo, nil, imageOf(t, root, 2*diskSize), snapshot.Metadata{VCPUs: 2})
+	shrunk, err := compare.Snapshots(t.Context(), large, a, compare.Options{})
+	if err != nil || shrunk.Disk != nil || len(shrunk.Notes) != 1 || len(shrunk.Files) != len(want) {
+		t.Errorf("onto a smaller disk: %+v, %v", shrunk, err)
+	}
+	if _, err := compare.Snapshots(t.Context(), large, a, compare.Options{MustFit: true}); !errors.Is(err, block.ErrHeader) {
+		t.Errorf("onto a smaller disk, runs wanted: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := compare.Snapshots(ctx, a, b, compare.Options{}); err == nil {
 		t.Error("compared under a dead context")
+	}
+}
+
+// TestMetadata names each entry of a map that differs, and no other.
+func TestMetadata(t *testing.T) {
+	repo, disk := newRepo(t), image(t, t.TempDir())
+	a := add(t, repo, nil, disk, snapshot.Metadata{
+		Labels: map[string]string{"team": "moss", "same": "x", "gone": "1"}, Cmd: []string{"run", "a b"},
+		Context: snapshot.Context{Env: map[string]string{"PATH": "/bin", "LANG": "C"}},
+	})
+	b := add(t, repo, a, disk, snapshot.Metadata{
+		Labels: map[string]string{"team": "fern", "same": "x", "new": "2"}, Cmd: []string{"run", "a", "b"},
+		Context: snapshot.Context{Env: map[string]string{"PATH": "/bin:/sbin", "LANG": "C"}},
+	})
+	got, err := compare.Snapshots(t.Context(), a, b, compare.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []compare.MetadataChange{
+		{Field: "env.PATH", A: "/bin", B: "/bin:/sbin"}, {Field: "cmd", A: `"run" "a b"`, B: `"run" "a" "b"`},
+		{Field: "label.gone", A: "1"}, {Field: "label.new", B: "2"}, {Field: "label.team", A: "moss", B: "fern"},
+	}
+	if diff := cmp.Diff(want, got.Metadata); diff != "" {
+		t.Error(diff)
 	}
 }
 

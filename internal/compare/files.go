@@ -37,7 +37,7 @@ type File struct {
 }
 
 // files compares the file systems on two disks. Data that lies at the same place
-// on both and was not stored anew is not read.
+// on both and was not stored anew, as far as disk tells, is not read.
 func files(ctx context.Context, a, b *snapshot.Snapshot, disk *Image) ([]File, error) {
 	older, err := tree(ctx, a.Disk())
 	if err != nil {
@@ -47,7 +47,10 @@ func files(ctx context.Context, a, b *snapshot.Snapshot, disk *Image) ([]File, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", b.ID(), err)
 	}
-	c := comparison{a: older, b: newer, stored: regions(disk.Diff), same: map[[2]ext4.Inode]bool{}}
+	c := comparison{a: older, b: newer, stored: []Region{{0, b.Disk().Size()}}, same: map[[2]ext4.Inode]bool{}}
+	if disk != nil {
+		c.stored = regions(disk.Diff)
+	}
 	return c.run(ctx)
 }
 

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // MountOptions are how a disk is mounted.
@@ -30,6 +30,9 @@ type Mount struct {
 }
 
 // MountDisk mounts the file system on a disk, which must stay open until Close. It takes root.
+//
+// All that reads or writes the file system is done by programs of their own: a process that died in the middle of such a system call could not end before
+// the call did, which waits for the process's own answer, and the kernel would wait with it for ever.
 func MountDisk(ctx context.Context, base Base, dir string, o MountOptions) (*Mount, error) {
 	server, err := ServeFUSE([]FUSEFile{{Name: "disk", Base: base, Writable: o.Writable}}, o.Trace)
 	if err != nil {
@@ -61,17 +64,18 @@ func (m *Mount) mount(ctx context.Context, o MountOptions) error {
 			return fmt.Errorf("checking the file system: %w", err)
 		}
 	}
-	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
+	flags := "nodev,nosuid"
 	if !o.Writable {
-		flags |= unix.MS_RDONLY
+		flags += ",ro"
 	}
-	if err := unix.Mount(m.device, m.dir, "ext4", flags, ""); err != nil {
+	// Not to be interrupted: then nobody would know whether it is mounted.
+	if err := tool(context.WithoutCancel(ctx), "mount", "-t", "ext4", "-o", flags, "--", m.device, m.dir); err != nil {
 		return fmt.Errorf("mounting on %s: %w", m.dir, err)
 	}
 	return nil
 }
 
-// tool runs a program of e2fsprogs; its error holds what the program said.
+// tool runs a program; its error holds what the program said, in English.
 func tool(ctx context.Context, name string, args ...string) error {
 	path, err := exec.LookPath(name)
 	for _, dir := range []string{"/usr/sbin/", "/sbin/"} { // not in the PATH of users
@@ -80,9 +84,11 @@ func tool(ctx context.Context, name string, args ...string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%w: install e2fsprogs", err)
+		return fmt.Errorf("%w: install e2fsprogs and mount", err)
 	}
-	if out, err := exec.CommandContext(ctx, path, args...).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", name, err, out)
 	}
 	return nil
@@ -99,14 +105,14 @@ var ErrBusy = errors.New("it is still in use")
 func (m *Mount) Close(patience time.Duration) error {
 	defer m.fuse.Close()
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.Unmount(m.dir, 0)
+		err := tool(context.Background(), "umount", "--", m.dir)
 		switch {
-		case err == nil || errors.Is(err, unix.EINVAL): // EINVAL: somebody has unmounted it
+		case err == nil || strings.Contains(err.Error(), "not mounted"): // then somebody has unmounted it
 			return m.wait()
-		case !errors.Is(err, unix.EBUSY):
+		case !strings.Contains(err.Error(), "busy"):
 			return fmt.Errorf("unmounting %s: %w", m.dir, err)
 		case time.Now().After(deadline):
-			return errors.Join(fmt.Errorf("unmounting %s: %w", m.dir, ErrBusy), unix.Unmount(m.dir, unix.MNT_DETACH))
+			return errors.Join(fmt.Errorf("unmounting %s: %w", m.dir, ErrBusy), tool(context.Background(), "umount", "--lazy", "--", m.dir))
 		}
 	}
 }

@@ -3,6 +3,7 @@ package expose_test
 import (
 	"context"
 	"net"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -11,7 +12,13 @@ import (
 	"github.com/sporevm/spore/internal/expose/exposetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if image := os.Getenv(stallingImage); image != "" {
+		mountAndStall(image, os.Args[1])
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestOverlayItself(t *testing.T) {
 	exposetest.Run(t, func(_ *testing.T, disk expose.Disk) expose.Disk { return disk })

@@ -46,7 +46,7 @@ func Pull(ctx context.Context, repo *snapshot.Repo, from string, o Options, prog
 	if err != nil {
 		return Pulled{}, fmt.Errorf("pulling %s: %w", ref, err)
 	}
-	p := &pull{puller: puller, from: ref.Context(), repo: repo, tally: &tally{tell: progress}}
+	p := &pull{puller: puller, from: ref.Context(), repo: repo, tally: &tally{tell: progress}, kept: map[v1.Hash][]byte{}}
 	p.result.Digest = desc.Digest.String()
 	if err := p.run(ctx, desc.Manifest); err != nil {
 		return p.result, fmt.Errorf("pulling %s: %w", ref, err)
@@ -60,6 +60,7 @@ type pull struct {
 	repo   *snapshot.Repo
 	tally  *tally
 	result Pulled
+	kept   map[v1.Hash][]byte // small blobs that were read ahead of their turn
 }
 
 func (p *pull) run(ctx context.Context, data []byte) error {
@@ -88,10 +89,44 @@ func (p *pull) run(ctx context.Context, data []byte) error {
 		return foreign("it has no files of snapshot %s", c.Snapshot)
 	}
 	p.tally.add(0)
+	if err := p.trusted(ctx, all); err != nil {
+		return err
+	}
 	for _, f := range all {
 		if err := p.snapshot(ctx, f); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// trusted refuses what nobody may open here before anything of it is published.
+func (p *pull) trusted(ctx context.Context, all []files) error {
+	for _, f := range all {
+		if _, ok := f.blobs[snapshot.MetadataFile]; !ok || f.id != p.result.ID {
+			continue // who trusts a snapshot trusts what it needs
+		}
+		read := map[string][]byte{}
+		for _, name := range []string{snapshot.MetadataFile, snapshot.SignatureFile} {
+			d, ok := f.blobs[name]
+			if !ok {
+				continue
+			}
+			data, err := p.small(ctx, d, snapshot.MaxMetadataSize)
+			if err != nil {
+				return err
+			}
+			read[name], p.kept[d.Digest] = data, data
+		}
+		// One that is here already may have signatures that the registry lacks.
+		has, err := p.repo.Has(ctx, read[snapshot.MetadataFile])
+		if errors.Is(err, snapshot.ErrMetadata) {
+			return nil // told in its turn, by its name
+		}
+		if has || err != nil {
+			return err
+		}
+		return p.repo.Trusts(read[snapshot.MetadataFile], read[snapshot.SignatureFile])
 	}
 	return nil
 }
@@ -171,6 +206,9 @@ func (p *pull) open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 
 // small reads a blob of at most limit bytes.
 func (p *pull) small(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
+	if data, ok := p.kept[d.Digest]; ok {
+		return data, nil
+	}
 	if d.Size > limit {
 		return nil, foreign("a blob of %d bytes, at most %d are allowed", d.Size, limit)
 	}

@@ -2,6 +2,8 @@ package registry_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -28,14 +30,14 @@ import (
 
 const page = 4096
 
-func newRepo(t testing.TB) *snapshot.Repo {
+func newRepo(t testing.TB, options ...snapshot.Option) *snapshot.Repo {
 	t.Helper()
 	dir := t.TempDir()
 	st, err := store.OpenDir(filepath.Join(dir, "store"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	repo, err := snapshot.Open(st, filepath.Join(dir, "cache"))
+	repo, err := snapshot.Open(st, filepath.Join(dir, "cache"), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,6 +149,42 @@ func TestPushPull(t *testing.T) {
 	if got, err := to.Prefetch(t.Context(), second.ID()); err != nil || !slices.Equal(got, touched) {
 		t.Errorf("the prefetch list is %v, %v", got, err)
 	}
+}
+
+// TestPullTrusts publishes nothing, of an ancestor neither, of what no trusted key has signed.
+func TestPullTrusts(t *testing.T) {
+	host, _ := service(t, nil)
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := newRepo(t), newRepo(t, snapshot.Trust([]ed25519.PublicKey{public}))
+	last := add(t, from, add(t, from, nil, 1), 5)
+	ref := host + "/machines/web:v1"
+	for _, signed := range []bool{false, true} {
+		if signed {
+			if err := from.Sign(t.Context(), last, private); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := registry.Push(t.Context(), from, last.ID(), ref, registry.Options{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		var done, total int64
+		p, err := registry.Pull(t.Context(), to, ref, registry.Options{}, func(d, n int64) { done, total = d, n })
+		var untrusted *snapshot.UntrustedError
+		switch {
+		case !signed && (!errors.As(err, &untrusted) || len(p.Copied) > 0):
+			t.Errorf("unsigned: copied %v, %v", p.Copied, err)
+		case signed && (err != nil || len(p.Copied) != 2 || done != total):
+			t.Errorf("signed: copied %v, %d of %d bytes, %v", p.Copied, done, total, err)
+		}
+	}
+	got, err := to.OpenID(t.Context(), last.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Close()
 }
 
 func TestPullRefuses(t *testing.T) {

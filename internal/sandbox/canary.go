@@ -186,11 +186,11 @@ func (c *canary) wake(ctx context.Context, planted *snapshot.Snapshot, last bool
 	if err != nil {
 		return found, err
 	}
-	c.add("the clock is right", off <= clockLimit, "off by %v at most", off.Round(time.Millisecond))
+	c.add("the clock is right", off <= clockLimit, "off by %v, the time that asking takes left aside", off.Round(time.Millisecond))
 	return found, c.secrets(ctx, s, &found)
 }
 
-// clock returns how far the guest's clock is off at most: its answer is of some moment between the question and its arrival.
+// clock returns how far the guest's clock is off at least: its answer is of some moment between the question and its arrival.
 func clock(ctx context.Context, s *Sandbox) (time.Duration, error) {
 	best := time.Duration(1<<63 - 1)
 	for range canaryTries {

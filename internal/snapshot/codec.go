@@ -25,6 +25,9 @@ const (
 // ErrMetadata is wrapped by every error about metadata that breaks a rule.
 var ErrMetadata = errors.New("invalid metadata")
 
+// errNewer is wrapped by errors about metadata of a later program's.
+var errNewer = errors.New("use a newer one")
+
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrMetadata}, args...)...)
 }
@@ -80,7 +83,7 @@ func DecodeMetadata(data []byte) (*Metadata, error) {
 		return nil, invalid("%w", err)
 	}
 	if version.Version < 1 || version.Version > FormatVersion {
-		return nil, invalid("it has format version %d, this program reads 1 to %d: use a newer one", version.Version, FormatVersion)
+		return nil, invalid("it has format version %d, this program reads 1 to %d: %w", version.Version, FormatVersion, errNewer)
 	}
 	m := new(Metadata)
 	if err := json.Unmarshal(data, m); err != nil {

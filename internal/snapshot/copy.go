@@ -104,6 +104,9 @@ func (c *copier) plan(ctx context.Context, id uuid.UUID) error {
 				return err
 			}
 			c.report.Present = append(c.report.Present, id)
+			if err := c.beside(ctx, id); err != nil { // which may have come since
+				return err
+			}
 			continue
 		}
 		c.missing = append(c.missing, s)
@@ -200,7 +203,7 @@ func (c *copier) raced(ctx context.Context, s *Snapshot) error {
 
 // finish takes along what is beside the snapshot and lets the children follow.
 func (c *copier) finish(ctx context.Context, s *Snapshot, copied bool) error {
-	if err := copyAttachments(ctx, c.from.store, c.to.store, s.meta.ID); err != nil {
+	if err := c.beside(ctx, s.meta.ID); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -212,6 +215,30 @@ func (c *copier) finish(ctx context.Context, s *Snapshot, copied bool) error {
 	c.mu.Unlock()
 	close(c.done[s.meta.ID])
 	return nil
+}
+
+// beside takes along what lies beside a snapshot that the destination has.
+func (c *copier) beside(ctx context.Context, id uuid.UUID) error {
+	data, err := readAll(ctx, c.from.store, id, SignatureFile, store.MaxAttachment)
+	if err == nil {
+		err = c.to.AttachSignatures(ctx, id, data)
+	}
+	if err != nil && !errors.Is(err, store.ErrNoArtifact) {
+		return fmt.Errorf("copying the signatures of snapshot %s: %w", id, err)
+	}
+	data, err = readAll(ctx, c.from.store, id, PrefetchFile, store.MaxAttachment)
+	if err == nil {
+		err = c.to.AttachPrefetch(ctx, id, data)
+	}
+	if err != nil && !errors.Is(err, store.ErrNoArtifact) && !is[*CorruptError](err) { // advice that can't be read is worth nothing
+		return fmt.Errorf("copying the prefetch list of snapshot %s: %w", id, err)
+	}
+	return nil
+}
+
+func is[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
 }
 
 // artifact copies one file.

@@ -80,6 +80,23 @@ func TestCopy(t *testing.T) {
 	if err != nil || len(report.Copied) != 0 || report.Bytes != 0 || !slices.Equal(report.Present, []uuid.UUID{last.ID()}) {
 		t.Errorf("again: %+v, %v", report, err)
 	}
+	// What is put beside the snapshot on either side comes together.
+	_, ours := newKey(t)
+	_, theirs := newKey(t)
+	if err := errors.Join(from.repo.Sign(t.Context(), last, ours), to.repo.Sign(t.Context(), got, theirs), from.repo.SetPrefetch(t.Context(), last.ID(), list(7, 8))); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err = to.repo.CopyFrom(t.Context(), from.repo, last.ID(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := to.repo.Signatures(t.Context(), last.ID()); err != nil || len(all) != 2 {
+			t.Errorf("%d signatures, %v", len(all), err)
+		}
+	}
+	if p, err := to.repo.Prefetch(t.Context(), last.ID()); err != nil || p.Len() != 2 {
+		t.Errorf("the prefetch list is %v, %v", p, err)
+	}
 }
 
 // TestCopyResumes cancels a copy again and again: what was published stays, and

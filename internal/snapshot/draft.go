@@ -206,6 +206,10 @@ func (d *Draft) commit(ctx context.Context, m *Metadata) (*Snapshot, error) {
 	if s.pin, err = d.repo.store.Pin(ctx, d.id); err != nil {
 		return nil, fmt.Errorf("snapshot %s was published, but then: %w", d.id, err)
 	}
+	if d.memory != nil && d.memory.base != nil {
+		// A machine that goes on has kernel, agent and shell where its parent has them.
+		d.repo.inheritPrefetch(ctx, d.id, d.parent)
+	}
 	return s, nil
 }
 

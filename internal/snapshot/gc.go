@@ -28,6 +28,9 @@ type Garbage struct {
 // a draft that builds upon it), that it was published within the grace period, and that
 // a snapshot to which something leads needs its data.
 //
+// While a snapshot can't be read nobody knows what it needs, and GC is an error
+// with or without remove.
+//
 // It is safe beside writers: each removal looks again, while nobody can pin the
 // snapshot, at what was published and named since.
 //
@@ -35,7 +38,11 @@ type Garbage struct {
 // of what such writers left before the grace period; swept is how many bytes that
 // were.
 func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) (garbage []Garbage, swept int64, err error) {
-	infos, err := r.List(ctx, nil)
+	var unknown []error
+	infos, err := r.List(ctx, func(_ uuid.UUID, err error) { unknown = append(unknown, err) })
+	if err == nil && len(unknown) > 0 {
+		err = unreadable(errors.Join(unknown...))
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("collecting garbage: %w", err)
 	}
@@ -158,6 +165,10 @@ func (g *collector) remove(ctx context.Context, i Info) (bool, error) {
 	return false, err
 }
 
+func unreadable(err error) error {
+	return fmt.Errorf("nothing can be removed while a snapshot can't be read: %w", err)
+}
+
 // refresh reads the metadata of what was published since, and forgets what is gone.
 // A snapshot that can't be read is an error: nobody knows what it needs.
 func (g *collector) refresh(ctx context.Context) error {
@@ -175,7 +186,7 @@ func (g *collector) refresh(ctx context.Context) error {
 			delete(now, id)
 			continue
 		} else if err != nil {
-			return fmt.Errorf("nothing can be removed while a snapshot can't be read: %w", err)
+			return unreadable(err)
 		}
 		now[id] = m
 	}

@@ -138,18 +138,6 @@ func (r *Repo) Import(ctx context.Context, metadata []byte, open func(ctx contex
 	return err
 }
 
-// AttachSignatures puts signatures that come from elsewhere beside a snapshot that
-// has none.
-func (r *Repo) AttachSignatures(ctx context.Context, id uuid.UUID, data []byte) error {
-	if _, err := decodeSignatures(data); err != nil {
-		return &CorruptError{ID: id, Artifact: SignatureFile, Err: err}
-	}
-	if all, err := r.Signatures(ctx, id); len(all) > 0 || err != nil {
-		return err
-	}
-	return r.store.Attach(ctx, id, SignatureFile, data)
-}
-
 // importer is one import under way.
 type importer struct {
 	meta     *Metadata

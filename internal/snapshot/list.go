@@ -79,21 +79,22 @@ func (r *Repo) List(ctx context.Context, broken func(id uuid.UUID, err error)) (
 	return infos, nil
 }
 
-// Children returns the snapshots made from id, oldest first.
-func (r *Repo) Children(ctx context.Context, id uuid.UUID) ([]Info, error) {
-	return r.filter(ctx, func(m *Metadata) bool { return m.Parent == id })
-}
-
 // dependents returns the snapshots that hold data of id. A child that overwrote
-// everything is none.
+// everything is none, nor is one whose metadata is damaged, since it can't be woken.
+// One that can't be read just now, or is of a newer version, is an error: nobody
+// knows what it needs.
 func (r *Repo) dependents(ctx context.Context, id uuid.UUID) ([]Info, error) {
-	return r.filter(ctx, func(m *Metadata) bool { return contains(m.Layers, id) })
-}
-
-func (r *Repo) filter(ctx context.Context, keep func(*Metadata) bool) ([]Info, error) {
-	all, err := r.List(ctx, nil)
+	var unknown []error
+	all, err := r.List(ctx, func(_ uuid.UUID, err error) {
+		if errors.Is(err, errNewer) || !is[*CorruptError](err) {
+			unknown = append(unknown, err)
+		}
+	})
+	if err == nil && len(unknown) > 0 {
+		err = unreadable(errors.Join(unknown...))
+	}
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(i Info) bool { return !keep(i.Metadata) }), nil
+	return slices.DeleteFunc(all, func(i Info) bool { return !contains(i.Metadata.Layers, id) }), nil
 }

@@ -74,7 +74,6 @@ type Metadata struct {
 	ReadyCommand string            `json:"ready_command,omitempty"`
 	Steps        []Step            `json:"steps,omitempty"` // all since the image
 	Labels       map[string]string `json:"labels,omitempty"`
-	Prefetch     []int64           `json:"prefetch,omitempty"` // memory blocks that a wake reads first, in order
 
 	Processes []Process `json:"processes,omitempty"` // of the user's, that were frozen; as the guest told them
 }

@@ -58,7 +58,6 @@ func full() *snapshot.Metadata {
 		ReadyCommand: "curl -f localhost:8000",
 		Steps:        []snapshot.Step{{Kind: "run", Args: []string{"apt-get update"}}, {Kind: "copy", Args: []string{"a", "/b"}, Hash: "blake3:00"}},
 		Labels:       map[string]string{"team": "blue"},
-		Prefetch:     []int64{5, 3, 1000},
 		Processes:    []snapshot.Process{{PID: 40, Parent: 1, UID: 1000, Command: "python3 server.py"}},
 	}
 }

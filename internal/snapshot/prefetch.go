@@ -178,18 +178,10 @@ func (r *Repo) AttachPrefetch(ctx context.Context, id uuid.UUID, data []byte) er
 	return r.store.Attach(ctx, id, PrefetchFile, data)
 }
 
-// copyAttachments takes along what is beside a snapshot.
-func copyAttachments(ctx context.Context, from, to store.Store, id uuid.UUID) error {
-	for _, name := range []string{SignatureFile, PrefetchFile} {
-		data, err := readAll(ctx, from, id, name, store.MaxAttachment)
-		if err == nil {
-			err = to.Attach(ctx, id, name, data)
-		} else if errors.Is(err, store.ErrNoArtifact) {
-			err = nil
-		}
-		if err != nil {
-			return err
-		}
+// inheritPrefetch gives snapshot id, unless it has one, the list of s, in whose
+// memory the same things lie at the same places. That it can't be had is no error.
+func (r *Repo) inheritPrefetch(ctx context.Context, id uuid.UUID, s *Snapshot) {
+	if data, err := readAll(ctx, s.store, s.meta.ID, PrefetchFile, store.MaxAttachment); err == nil {
+		_ = r.AttachPrefetch(ctx, id, data)
 	}
-	return nil
 }

@@ -132,6 +132,42 @@ func FuzzPages(f *testing.F) {
 	})
 }
 
+// TestPrefetchIsInherited gives the child of a machine its parent's list, and a machine that was booted anew none.
+func TestPrefetchIsInherited(t *testing.T) {
+	w := newWorld(t)
+	s := w.add(t, uuid.New(), nil, simple(1))
+	want := list(9, 3, 4)
+	if err := w.repo.SetPrefetch(t.Context(), s.ID(), want); err != nil {
+		t.Fatal(err)
+	}
+	child := w.add(t, uuid.New(), s, simple(2))
+	grandchild := w.add(t, uuid.New(), child, simple(3))
+	for _, id := range []uuid.UUID{child.ID(), grandchild.ID()} {
+		if got, err := w.repo.Prefetch(t.Context(), id); err != nil || !slices.Equal(got, want) {
+			t.Errorf("the list of %s is %v, %v", id, got, err)
+		}
+	}
+	d, err := w.repo.NewDraft(t.Context(), uuid.New(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	if _, err := d.FreshMemory(memorySize); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.State([]byte("booted")); err != nil {
+		t.Fatal(err)
+	}
+	booted, err := d.Commit(t.Context(), machine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer booted.Close()
+	if got, err := w.repo.Prefetch(t.Context(), booted.ID()); err != nil || got != nil {
+		t.Errorf("the list of what was booted is %v, %v", got, err)
+	}
+}
+
 // TestPrefetchGoesAlong keeps a list through a copy, an import's files and a squash.
 func TestPrefetchGoesAlong(t *testing.T) {
 	w, other := newWorld(t), newWorld(t)

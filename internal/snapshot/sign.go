@@ -46,11 +46,38 @@ func (r *Repo) Sign(ctx context.Context, s *Snapshot, key ed25519.PrivateKey) er
 	}
 	public := key.Public().(ed25519.PublicKey)
 	all = slices.DeleteFunc(all, func(o Signature) bool { return o.Key.Equal(public) })
-	all = append(all, Signature{Key: public, Bytes: ed25519.Sign(key, signedMessage(s.digest))})
-	if len(all) > maxSignatures {
-		return fmt.Errorf("signing snapshot %s: it has %d signatures, more are not allowed", s.ID(), maxSignatures)
+	return r.setSignatures(ctx, s.ID(), append(all, Signature{Key: public, Bytes: ed25519.Sign(key, signedMessage(s.digest))}))
+}
+
+// AttachSignatures puts signatures that come from elsewhere, as SignatureFile holds
+// them, beside those that a snapshot has. Of two of one key the one that is there
+// already stays.
+func (r *Repo) AttachSignatures(ctx context.Context, id uuid.UUID, data []byte) error {
+	more, err := decodeSignatures(data)
+	if err != nil {
+		return &CorruptError{ID: id, Artifact: SignatureFile, Err: err}
 	}
-	return r.store.Attach(ctx, s.ID(), SignatureFile, encodeSignatures(all))
+	all, err := r.Signatures(ctx, id)
+	if err != nil {
+		return err
+	}
+	had := len(all)
+	for _, s := range more {
+		if !slices.ContainsFunc(all, func(o Signature) bool { return o.Key.Equal(s.Key) }) {
+			all = append(all, s)
+		}
+	}
+	if len(all) == had {
+		return nil
+	}
+	return r.setSignatures(ctx, id, all)
+}
+
+func (r *Repo) setSignatures(ctx context.Context, id uuid.UUID, all []Signature) error {
+	if len(all) > maxSignatures {
+		return fmt.Errorf("signing snapshot %s: it has %d signatures, more are not allowed", id, maxSignatures)
+	}
+	return r.store.Attach(ctx, id, SignatureFile, encodeSignatures(all))
 }
 
 // Signatures returns a snapshot's signatures, which were not checked. A snapshot
@@ -126,6 +153,24 @@ func (e *UntrustedError) Hint() string {
 // Trust makes a Repo open only snapshots that one of the keys has signed.
 func Trust(keys []ed25519.PublicKey) Option {
 	return func(r *Repo) { r.trust = func(s *Snapshot, all []Signature) error { return trusted(s, all, keys) } }
+}
+
+// Trusts tells, as OpenID would, whether a snapshot may be opened that is to come
+// from elsewhere: metadata and signatures are what its files hold. The error is an
+// *UntrustedError, or tells what is damaged.
+func (r *Repo) Trusts(metadata, signatures []byte) error {
+	if r.trust == nil {
+		return nil
+	}
+	m, err := DecodeMetadata(metadata)
+	if err != nil {
+		return err
+	}
+	all, err := decodeSignatures(signatures)
+	if err != nil {
+		return &CorruptError{ID: m.ID, Artifact: SignatureFile, Err: err}
+	}
+	return r.trust(&Snapshot{meta: m, digest: block.Sum(metadata)}, all)
 }
 
 // trusted tells whether one of keys has signed s.

@@ -9,7 +9,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sporevm/spore/internal/block"
-	"github.com/sporevm/spore/internal/store"
 )
 
 // Squash publishes in r the snapshot id with what s holds, s being of any
@@ -57,10 +56,7 @@ func (r *Repo) Squash(ctx context.Context, id uuid.UUID, s *Snapshot, codec bloc
 	if err != nil {
 		return nil, err
 	}
-	// It is advice, and where in memory a machine reaches has not changed.
-	if data, err := readAll(ctx, s.store, s.meta.ID, PrefetchFile, store.MaxAttachment); err == nil {
-		_ = r.AttachPrefetch(ctx, id, data)
-	}
+	r.inheritPrefetch(ctx, id, s)
 	return squashed, nil
 }
 

@@ -85,20 +85,20 @@ func IsURL(location string) bool { return strings.Contains(location, "://") }
 func Open(ctx context.Context, location string, o Options) (*Bucket, error) {
 	u, err := url.Parse(location)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store: %q is not a URL", location)
+		return nil, fmt.Errorf("opening the store: %q is not a URL: %w", location, ErrLocation)
 	}
 	if (u.Scheme != "gs" && u.Scheme != "s3") || u.Host == "" {
-		return nil, fmt.Errorf("opening the store %s: use a folder, gs://bucket/prefix or s3://bucket/prefix", u.Redacted())
+		return nil, fmt.Errorf("opening the store %s: %w", u.Redacted(), ErrLocation)
 	}
 	prefix := strings.Trim(u.Path, "/")
 	if strings.Contains("/"+prefix+"/", "/../") || strings.Contains(prefix, "//") {
-		return nil, fmt.Errorf("opening the store %s: its prefix has empty or dot-dot parts", u.Redacted())
+		return nil, fmt.Errorf("opening the store %s: its prefix has empty or dot-dot parts: %w", u.Redacted(), ErrLocation)
 	}
 	name := u.Scheme + "://" + u.Host + "/" + prefix
 	u.Path = ""
 	blobs, err := blob.OpenBucket(ctx, u.String())
 	if err != nil {
-		return nil, fmt.Errorf("opening the store %s: %w", name, err)
+		return nil, fmt.Errorf("opening the store %s: %w", name, explain(err))
 	}
 	if prefix != "" {
 		blobs = blob.PrefixedBucket(blobs, prefix+"/")
@@ -122,11 +122,11 @@ func (b *Bucket) try(ctx context.Context, size int64, request func(ctx context.C
 		err := b.attempt(ctx, limit, request)
 		switch {
 		case err == nil || !transient(err) && ctx.Err() == nil:
-			return err
+			return explain(err)
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case attempt == b.options.Attempts:
-			return fmt.Errorf("%w (%d attempts)", err, attempt)
+			return explain(fmt.Errorf("%w (%d attempts)", err, attempt))
 		}
 		select {
 		case <-time.After(wait/2 + rand.N(wait)):

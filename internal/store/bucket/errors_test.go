@@ -1,0 +1,45 @@
+package bucket_test
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sporevm/spore/internal/store/bucket"
+)
+
+// TestHints has services fail in the ways that users can do something about.
+func TestHints(t *testing.T) {
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	defer refusing.Close()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	for _, c := range []struct{ name, location, region, words string }{
+		{"no region", "s3://spores/x?endpoint=" + refusing.URL, "", "AWS_REGION"},
+		{"not allowed", "s3://spores/x?use_path_style=true&endpoint=" + refusing.URL, "eu-central-1", "permissions"},
+		{"nobody there", "s3://spores/x?use_path_style=true&endpoint=" + gone.URL, "eu-central-1", "is the service up"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("AWS_REGION", c.region)
+			t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+			b, err := bucket.Open(t.Context(), c.location, bucket.Options{TempDir: t.TempDir(), Attempts: 1, Backoff: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			_, err = b.List(t.Context())
+			var hinted interface{ Hint() string }
+			if !errors.As(err, &hinted) || !strings.Contains(hinted.Hint(), c.words) {
+				t.Errorf("no hint of %q: %v", c.words, err)
+			}
+		})
+	}
+	for _, location := range []string{"gs://", "http://host/path", "s3://bucket/a/../b", "s3://%zz"} {
+		if _, err := bucket.Open(t.Context(), location, bucket.Options{}); !errors.Is(err, bucket.ErrLocation) {
+			t.Errorf("%s: %v", location, err)
+		}
+	}
+}
