@@ -43,7 +43,7 @@ type Sandbox struct {
 	disk    *disk
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
-	pages   string      // socket of what serves memory by userfaultfd; empty: nobody does
+	pages   *served     // serves memory by userfaultfd; nil: nobody does
 	phases  Phases
 	slot    *network.Slot  // nil: the machine has no tap interface
 	policy  network.Policy // what it may reach by that
@@ -105,13 +105,11 @@ func (s *Sandbox) Err() error {
 		return nil
 	}
 	err := s.machine.Err()
-	if s.lazy != nil && s.lazy.explains(err) {
-		s.faultMu.Unlock()
-		s.lazy.await()
-		s.faultMu.Lock()
-		if s.fault != nil {
-			return s.fault
-		}
+	s.faultMu.Unlock()
+	s.awaitMemory(err)
+	s.faultMu.Lock()
+	if s.fault != nil {
+		return s.fault
 	}
 	return err
 }
@@ -169,7 +167,7 @@ func (s *Sandbox) Close() error {
 	if s.slot != nil {
 		errs = append(errs, s.slot.Release())
 	}
-	if s.pages != "" {
+	if s.pages != nil {
 		errs = append(errs, s.host.Pages.Release(s.id.String()))
 	}
 	if s.lazy != nil {
@@ -201,7 +199,9 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 		return err
 	}
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
-	c.Uffd = s.pages
+	if s.pages != nil {
+		c.Uffd = s.pages.socket
+	}
 	if err := s.attach(&c); err != nil {
 		return err
 	}

@@ -26,12 +26,14 @@ import (
 	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/store/bucket/buckettest"
+	"github.com/sporevm/spore/internal/vmm/firecracker/fctest"
 )
 
 // services are object stores.
 var services buckettest.Services
 
 func TestMain(m *testing.M) {
+	fctest.Main()
 	os.Exit(buckettest.Run(m, "../..", func(s buckettest.Services) { services = s }))
 }
 
@@ -74,7 +76,8 @@ type world struct {
 	err  error
 }
 
-func newWorld(t *testing.T) *world {
+// built builds spore and returns the folder that it is in.
+func built(t *testing.T) string {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -83,8 +86,13 @@ func newWorld(t *testing.T) *world {
 	if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
 		t.Fatalf("building spore: %v\n%s", err, out)
 	}
+	return filepath.Join(root, "bin")
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
 	dir := t.TempDir()
-	w := &world{bin: filepath.Join(root, "bin"), image: filepath.Join(dir, "image"), store: filepath.Join(dir, "store"), cache: filepath.Join(dir, "cache")}
+	w := &world{bin: built(t), image: filepath.Join(dir, "image"), store: filepath.Join(dir, "store"), cache: filepath.Join(dir, "cache")}
 	if err := makeImage(w.image); err != nil {
 		t.Fatalf("making an image of busybox (`make deps` installs it): %v", err)
 	}
