@@ -60,6 +60,7 @@ that is fetched ahead. This takes FUSE and root; without them, or with --no-pref
 	flags.StringVar(&f.id, "id", "", "UUID of the snapshot (default: a new one)")
 	flags.StringVar(&f.from, "from", "", "start from the disk of this snapshot instead of an image")
 	f.machine.register(flags)
+	a.jailFlags(flags)
 	f.steps.register(flags)
 	flags.StringVar(&f.start, "start", "", "command to leave running in the snapshot")
 	flags.StringVar(&f.ready, "ready", "", "command that succeeds once the machine is ready to be frozen")

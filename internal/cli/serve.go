@@ -90,6 +90,7 @@ Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none, user or tap")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	a.jailFlags(flags)
 	a.trustFlags(flags)
 	return c
 }
@@ -185,7 +186,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(o.StateDir, "builds"), Net: f.buildNet, Log: log})
+	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(o.StateDir, "builds"), Engine: a.onlyEngine(), Net: f.buildNet, Log: log})
 	if err != nil {
 		return err
 	}
@@ -307,7 +308,13 @@ func (a *app) describeDaemon(ctx context.Context, host *sandbox.Host, o fleet.Op
 	if err != nil {
 		return sandboxapi.Host{}, err
 	}
-	d, err := host.Engine.Describe(ctx, arch, vmm.Auto)
+	engine := host.Engine
+	if a.jail.on { // then it runs nothing else
+		if engine, err = host.Others(engineFirecracker, ""); err != nil {
+			return sandboxapi.Host{}, err
+		}
+	}
+	d, err := engine.Describe(ctx, arch, vmm.Auto)
 	if err != nil {
 		return sandboxapi.Host{}, err
 	}

@@ -44,6 +44,7 @@ type Sandbox struct {
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
 	pages   *served     // serves memory by userfaultfd; nil: nobody does
+	user    vmm.User    // whom the VMM runs as, where that had to be known before it started
 	phases  Phases
 	slot    *network.Slot  // nil: the machine has no tap interface
 	policy  network.Policy // what it may reach by that
@@ -178,6 +179,9 @@ func (s *Sandbox) Close() error {
 	if s.own != nil {
 		errs = append(errs, s.own.Close())
 	}
+	if s.user != nil {
+		errs = append(errs, s.user.Close())
+	}
 	if s.dir != nil {
 		errs = append(errs, s.dir.remove())
 	}
@@ -198,6 +202,7 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), vmm.NeedsOf(engine).DiskFile, s.diskFailed); err != nil {
 		return err
 	}
+	c.DiskTree, c.User = s.disk.tree, s.user
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
 	if s.pages != nil {
 		c.Uffd = s.pages.socket

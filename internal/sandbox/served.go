@@ -50,6 +50,13 @@ func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
 	if !needs.Served {
 		return false, nil
 	}
+	user := needs.User
+	if needs.NewUser != nil {
+		if s.user, err = needs.NewUser(); err != nil {
+			return false, err
+		}
+		user = s.user.ID()
+	}
 	var ahead snapshot.Pages
 	if !o.NoPrefetch {
 		if ahead, err = h.Snapshots.Prefetch(ctx, s.parent.ID()); err != nil {
@@ -61,7 +68,7 @@ func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
 		s.fail(fmt.Errorf("reading memory: %w", reason))
 		close(pages.failed)
 	}
-	if pages.socket, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), needs.User, ahead, failed); err != nil {
+	if pages.socket, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), user, ahead, failed); err != nil {
 		return false, err
 	}
 	s.pages = pages

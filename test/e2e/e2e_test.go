@@ -26,14 +26,12 @@ import (
 	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/store/bucket/buckettest"
-	"github.com/sporevm/spore/internal/vmm/firecracker/fctest"
 )
 
 // services are object stores.
 var services buckettest.Services
 
 func TestMain(m *testing.M) {
-	fctest.Main()
 	os.Exit(buckettest.Run(m, "../..", func(s buckettest.Services) { services = s }))
 }
 

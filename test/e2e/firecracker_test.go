@@ -42,7 +42,7 @@ func onFirecrackers(t *testing.T, test func(t *testing.T, binary string)) {
 		t.Skip("showing a disk as a file takes root")
 	}
 	t.Run("test", func(t *testing.T) {
-		test(t, filepath.Join(fctest.Install(t, "amd64", "1.16.1"), "1.16.1", "amd64", "firecracker"))
+		test(t, fctest.InstallStatic(t, "1.16.1"))
 	})
 	t.Run("real", func(t *testing.T) {
 		binary := os.Getenv("SPORE_FIRECRACKER")
@@ -65,6 +65,7 @@ type counter struct {
 	bytes  int64  // of memory
 	frozen uint32 // where it stood when it was frozen
 	env    []string
+	cache  string
 	run    string
 	bin    string
 }
@@ -108,7 +109,8 @@ func freezeCounter(t *testing.T, binary string, st store.Store) *counter {
 		}
 		os.RemoveAll(k.run)
 	})
-	k.env = append(os.Environ(), "HOME="+t.TempDir(), "SNAPSHOT_CACHE_DIR="+filepath.Join(t.TempDir(), "cache"), "SANDBOX_DIR="+k.run, "SPORE_FIRECRACKER="+binary)
+	k.cache = filepath.Join(t.TempDir(), "cache")
+	k.env = append(os.Environ(), "HOME="+t.TempDir(), "SNAPSHOT_CACHE_DIR="+k.cache, "SANDBOX_DIR="+k.run, "SPORE_FIRECRACKER="+binary)
 	return k
 }
 
@@ -162,7 +164,13 @@ type resumed struct {
 // resume wakes the guest by the command line.
 func (k *counter) resume(args ...string) *resumed {
 	k.t.Helper()
-	r := &resumed{Cmd: exec.Command(k.bin, append(append([]string{"resume"}, args...), k.id.String())...), done: make(chan struct{})}
+	return k.start(append(append([]string{"resume"}, args...), k.id.String())...)
+}
+
+// start starts a command.
+func (k *counter) start(args ...string) *resumed {
+	k.t.Helper()
+	r := &resumed{Cmd: exec.Command(k.bin, args...), done: make(chan struct{})}
 	r.Env, r.Stdout, r.Stderr = k.env, &r.said, &r.said
 	if err := r.Start(); err != nil {
 		k.t.Fatal(err)
@@ -285,11 +293,8 @@ func TestFirecrackerFromBucket(t *testing.T) {
 		}
 		k := freezeCounter(t, fc, st)
 		k.env = append(k.env, "SPORE_STORE="+location)
-		cache := filepath.Join(t.TempDir(), "cache")
-		k.env = append(k.env, "SNAPSHOT_CACHE_DIR="+cache)
-
 		frames := func() int {
-			all, err := filepath.Glob(filepath.Join(cache, "frames", "*", "*"))
+			all, err := filepath.Glob(filepath.Join(k.cache, "frames", "*", "*"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -318,7 +323,7 @@ func TestFirecrackerFromBucket(t *testing.T) {
 		if asked == 0 || kept == 0 {
 			t.Errorf("%d requests for memory, and %d frames are kept", asked, kept)
 		}
-		if _, err := os.Stat(filepath.Join(cache, "memory")); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(k.cache, "memory")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("memory was laid out as a file: %v", err)
 		}
 		// What is kept does not come again: by then nothing right could.
@@ -328,13 +333,13 @@ func TestFirecrackerFromBucket(t *testing.T) {
 		t.Logf("%d requests for memory at first, %d the second time; %d frames are kept", asked, proxy.asked.Load(), kept)
 
 		// What is wrong is noticed, and the machine is not let run on.
-		if err := os.RemoveAll(filepath.Join(cache, "frames")); err != nil {
+		if err := os.RemoveAll(filepath.Join(k.cache, "frames")); err != nil {
 			t.Fatal(err)
 		}
 		r := k.resume("--quiet")
 		said := r.end(t)
 		_, reason, _ := strings.Cut(said, "spore: ") // after the log
-		if !strings.Contains(reason, fmt.Sprintf("memfile of snapshot %s is corrupt", k.id)) || r.ProcessState.Success() {
+		if !strings.Contains(reason, "reading memory: ") || !strings.Contains(reason, "memfile of snapshot "+k.id.String()) || r.ProcessState.Success() {
 			t.Errorf("memory that is damaged in the bucket: %v\n%s", r.ProcessState, said)
 		}
 	})

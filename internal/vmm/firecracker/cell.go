@@ -68,7 +68,7 @@ func (c *cell) inside(path string) string { return filepath.Join(c.root, path) }
 // release removes the control groups, and gives the user back. The rest of a jail has gone with its process.
 func (c *cell) release() error {
 	c.trees.close()
-	return errors.Join(c.jail.clearCgroups(cellSuffix(c.user.id)), c.user.Close()) // last: nobody is to be the same user before
+	return errors.Join(c.jail.clearCgroups(func(id uint32) bool { return id == c.user.id }), c.user.Close()) // last: nobody is to be the same user before
 }
 
 // take makes a copy of the mount that a path is on, relative to a descriptor, which may be the file itself.

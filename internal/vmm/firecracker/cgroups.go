@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -80,8 +81,8 @@ func (j Jail) checkCgroups() error {
 	return nil
 }
 
-// clearCgroups removes the control groups whose names have an end: those that the jailer has made for one user.
-func (j Jail) clearCgroups(suffix string) error {
+// clearCgroups removes the control groups that the jailer has made for some users.
+func (j Jail) clearCgroups(of func(user uint32) bool) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
@@ -93,7 +94,8 @@ func (j Jail) clearCgroups(suffix string) error {
 			return fmt.Errorf("removing a jail's control groups: %w", err)
 		}
 		for _, g := range groups {
-			if !g.IsDir() || !strings.HasSuffix(g.Name(), suffix) {
+			user, err := strconv.ParseUint(g.Name()[strings.LastIndexByte(g.Name(), '-')+1:], 10, 32)
+			if err != nil || !g.IsDir() || !of(uint32(user)) {
 				continue
 			}
 			if err := removeGroup(filepath.Join(parent, g.Name())); err != nil {

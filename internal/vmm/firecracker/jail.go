@@ -32,8 +32,6 @@ type Jail struct {
 // jails is a Jail in use.
 type jails struct {
 	Jail
-	swept sync.Once
-
 	mu      sync.Mutex
 	allowed map[string]error // what Jail.Check said of a binary
 }
@@ -156,15 +154,14 @@ func (j Jail) room() string { return filepath.Join(j.Base, "room") }
 // users is the folder of the locks on users.
 func (j Jail) users() string { return filepath.Join(j.Base, "users") }
 
-// prepare makes the folders, and removes what machines have left whose owners died.
-func (j *jails) prepare() (err error) {
+// prepare makes the folders.
+func (j *jails) prepare() error {
 	for _, dir := range []string{j.room(), j.users()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("making the folder of jails: %w", err)
 		}
 	}
-	j.swept.Do(func() { err = j.sweep() })
-	return err
+	return nil
 }
 
 var errOtherUser = errors.New("the user that the machine is to run as was not taken for it here")

@@ -363,6 +363,9 @@ func TestJailOwnerDies(t *testing.T) {
 			t.Fatalf("the machine outlives its owner (%v)", err)
 		}
 		noJail(t, jail)
+		if err := jail.Sweep(); err != nil {
+			t.Error(err)
+		}
 		if u, err := (&jails{Jail: jail}).newUser(); err != nil || u.ID() != int(jail.FirstID) {
 			t.Errorf("the user is not to be had again: %v", err)
 		} else if err := u.Close(); err != nil {
@@ -399,7 +402,7 @@ func TestJailSweepsProcesses(t *testing.T) {
 	left, kept := sleeper(free), sleeper(taken)
 	defer kept.Wait()
 	defer kept.Process.Kill()
-	if err := (&jails{Jail: j.Jail}).prepare(); err != nil {
+	if err := j.Sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if err := left.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {

@@ -3,6 +3,7 @@ package firecracker
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -75,12 +76,16 @@ func (j Jail) takeID(id uint32) (*tenant, error) {
 	return nil, err
 }
 
-// sweep ends machines, and removes control groups, of users whom nobody has taken any more: the rest has gone with the machines' owners.
-func (j Jail) sweep() error {
+// Sweep ends machines, and removes control groups, of users whom nobody has taken any more: the rest has gone with the machines' owners. Whoever starts machines begins
+// with it.
+func (j Jail) Sweep() (err error) {
 	locks, err := os.ReadDir(j.users())
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("looking for jails that were left: %w", err)
 	}
+	free := map[uint32]bool{}
 	for _, l := range locks {
 		id, err := strconv.ParseUint(l.Name(), 10, 32)
 		if err != nil {
@@ -90,53 +95,59 @@ func (j Jail) sweep() error {
 		if err != nil {
 			return fmt.Errorf("looking for jails that were left: %w", err)
 		}
-		if u == nil {
-			continue
-		}
-		if err := errors.Join(endUser(u.id), j.clearCgroups(cellSuffix(u.id)), u.Close()); err != nil {
-			return err
+		if u != nil {
+			free[u.id] = true
+			defer u.Close()
 		}
 	}
-	return nil
+	if len(free) == 0 {
+		return nil
+	}
+	return errors.Join(endUsers(free), j.clearCgroups(func(id uint32) bool { return free[id] }))
 }
 
-// endUser kills all processes of a user that is nobody's. A machine ends with its owner but for one that dies in the moment of starting it.
-func endUser(id uint32) error {
+// endUsers kills all processes of users that are nobody's. A machine ends with its owner but for one whose owner dies in the moment of starting it.
+func endUsers(free map[uint32]bool) error {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return fmt.Errorf("ending what a dead process has left: %w", err)
 	}
 	for _, p := range processes {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // gone
-		}
-		if text, err := os.ReadFile(filepath.Join("/proc", p.Name(), "status")); err == nil && hasUser(string(text), id) {
-			err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-			if errors.Is(err, unix.ESRCH) {
-				err = nil
-			}
-			if err != nil {
-				unix.Close(fd)
+		if pid, err := strconv.Atoi(p.Name()); err == nil {
+			if err := endIf(pid, free); err != nil {
 				return fmt.Errorf("ending process %d, which a dead process has left: %w", pid, err)
 			}
 		}
-		unix.Close(fd)
 	}
 	return nil
 }
 
-// hasUser tells whether a process's status says that it runs as a user.
-func hasUser(status string, id uint32) bool {
+// endIf kills a process if it runs as one of some users.
+func endIf(pid int, users map[uint32]bool) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil // gone
+	}
+	defer unix.Close(fd)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil || !users[realUser(string(status))] {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// realUser is whom a process runs as, as its status says; 0 if it does not.
+func realUser(status string) uint32 {
 	for line := range strings.Lines(status) {
 		if name, ids, _ := strings.Cut(line, ":"); name == "Uid" {
-			fields := strings.Fields(ids)
-			return len(fields) > 0 && fields[0] == strconv.FormatUint(uint64(id), 10)
+			if fields := strings.Fields(ids); len(fields) > 0 {
+				id, _ := strconv.ParseUint(fields[0], 10, 32)
+				return uint32(id)
+			}
 		}
 	}
-	return false
+	return 0
 }
