@@ -63,6 +63,8 @@ A --pool NAME=N keeps N sandboxes of a template waiting: restored, exercised onc
 On SIGINT and SIGTERM running sandboxes are paused, or killed with --on-exit kill. A second signal ends the daemon at once. What it was not told to keep is
 gone then; what slept is still there at the next start.
 
+With --jail all sandboxes run in Firecracker's jailer, and those of snapshots that QEMU has frozen are refused; templates are built on Firecracker then.
+
 Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 		Example: `  spore serve
   spore serve --listen 0.0.0.0:7070 --pool py=8 --pool-warmup 'py=python3 -c pass'
