@@ -391,24 +391,34 @@ func TestJailSweepsProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sleeper := func(user vmm.User) *exec.Cmd {
-		cmd := exec.Command("/bin/sleep", "600")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user.ID()), Gid: uint32(user.ID())}}
+	root := filepath.Dir(fctest.InstallStatic(t, "1.16.1"))
+	start := func(user vmm.User, root string, command ...string) *exec.Cmd {
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: uint32(user.ID()), Gid: uint32(user.ID())}}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		return cmd
 	}
-	left, kept := sleeper(free), sleeper(taken)
-	defer kept.Wait()
-	defer kept.Process.Kill()
+	if err := os.Chmod(root, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	left, kept := start(free, root, "/firecracker", "--api-sock", "/left"), start(taken, root, "/firecracker", "--api-sock", "/kept")
+	other := start(free, "", "/bin/sleep", "600") // is no machine
+	for _, cmd := range []*exec.Cmd{kept, other} {
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+	}
 	if err := j.Sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if err := left.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("a process that was left ends with %v", err)
 	}
-	if err := unix.Kill(kept.Process.Pid, 0); err != nil {
-		t.Errorf("a process whose user is taken: %v", err)
+	for what, cmd := range map[string]*exec.Cmd{"whose user is taken": kept, "that is in no jail": other} {
+		var status unix.WaitStatus
+		if pid, err := unix.Wait4(cmd.Process.Pid, &status, unix.WNOHANG, nil); pid != 0 || err != nil {
+			t.Errorf("a process %s has ended: %v (%v)", what, status, err)
+		}
 	}
 }

@@ -122,7 +122,7 @@ func endUsers(free map[uint32]bool) error {
 	return nil
 }
 
-// endIf kills a process if it runs as one of some users.
+// endIf kills a process if it runs as one of some users, in a root that is not ours: should somebody else be that user against all advice, he is spared.
 func endIf(pid int, users map[uint32]bool) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -131,6 +131,13 @@ func endIf(pid int, users map[uint32]bool) error {
 	defer unix.Close(fd)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil || !users[realUser(string(status))] {
+		return nil
+	}
+	ours, err := os.Stat("/")
+	if err != nil {
+		return err
+	}
+	if its, err := os.Stat(fmt.Sprintf("/proc/%d/root/.", pid)); err != nil || os.SameFile(ours, its) {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
