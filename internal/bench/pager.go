@@ -72,12 +72,11 @@ func Pager(ctx context.Context, e Env) (_ *Report, err error) {
 
 type pagerSuite struct {
 	Env
-	scratch   string
-	report    *Report
-	tracker   *pager.Tracker
-	template  string // its pager lives as long as the suite
-	forks     int
-	noBalloon bool // of forks to come
+	scratch  string
+	report   *Report
+	tracker  *pager.Tracker
+	template string // its pager lives as long as the suite
+	forks    int
 
 	bare     *exec.Cmd
 	orders   *json.Encoder
@@ -210,7 +209,7 @@ func (s *pagerSuite) client() (*pagertest.Client, error) {
 func (s *pagerSuite) fork(ctx context.Context, prefetch ...pager.Range) (c *pagertest.Client, end func() error, err error) {
 	s.forks++
 	id := strconv.Itoa(s.forks)
-	path, err := s.tracker.Acquire(ctx, s.template, pager.Fork{ID: id, UID: os.Geteuid(), Prefetch: prefetch, NoBalloon: s.noBalloon})
+	path, err := s.tracker.Acquire(ctx, s.template, pager.Fork{ID: id, UID: os.Geteuid(), Prefetch: prefetch})
 	if err != nil {
 		return nil, nil, err
 	}

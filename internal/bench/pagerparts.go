@@ -155,33 +155,26 @@ func (s *pagerSuite) prefetch(ctx context.Context) error {
 	return nil
 }
 
-// scaling measures the faults of eight threads, with machine and pager on one CPU and on two. While a machine may give memory back its faults are answered
-// one after another.
+// scaling measures the faults of eight threads, with machine and pager on one CPU and on two.
 func (s *pagerSuite) scaling(ctx context.Context) error {
 	stats, err := s.tracker.Stats(ctx, s.template)
 	if err != nil {
 		return err
 	}
-	defer func() { s.noBalloon = false }()
-	var took [2][3]Samples
+	var took [3]Samples
 	for i := range s.Iterations {
-		for which, noBalloon := range []bool{true, false} {
-			s.noBalloon = noBalloon
-			for cpus := 1; cpus <= 2; cpus++ {
-				rate, err := s.faultRate(ctx, stats.PID, cpus, int64(i+1))
-				if err != nil {
-					return err
-				}
-				took[which][cpus] = append(took[which][cpus], rate)
+		for cpus := 1; cpus <= 2; cpus++ {
+			rate, err := s.faultRate(ctx, stats.PID, cpus, int64(i+1))
+			if err != nil {
+				return err
 			}
+			took[cpus] = append(took[cpus], rate)
 		}
 	}
-	for which, name := range []string{"", "_balloon"} {
-		one, two := took[which][1], took[which][2]
-		s.report.Add("faults"+name+"_1_core", "1000/s", one)
-		s.report.Add("faults"+name+"_2_cores", "1000/s", two)
-		s.report.Ratio("fault"+name+"_scaling_2_cores", two.Median(), one.Median())
-	}
+	one, two := took[1], took[2]
+	s.report.Add("faults_1_core", "1000/s", one)
+	s.report.Add("faults_2_cores", "1000/s", two)
+	s.report.Ratio("fault_scaling_2_cores", two.Median(), one.Median())
 	return pin(stats.PID, 0)
 }
 

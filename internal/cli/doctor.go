@@ -15,6 +15,7 @@ import (
 
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/agentbin"
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/qemu"
 )
@@ -200,10 +201,20 @@ func (a *app) checkTap() check {
 	if err == nil {
 		err = pool.Check()
 	}
-	if err != nil {
-		return check{Name: "tap network", Status: checkWarn, Detail: "--net tap is not to be had, --net user is: " + err.Error()}
+	return tapCheck(err)
+}
+
+// tapCheck tells what came of trying.
+func tapCheck(err error) check {
+	c := check{Name: "tap network", Status: checkOK, Detail: "namespace, tap interface and packet filter work"}
+	var unable *network.UnableError
+	switch {
+	case errors.As(err, &unable):
+		c.Status, c.Detail, c.Fix = checkWarn, "--net tap is not to be had, --net user of QEMU is: "+unable.Reason.Error(), unable.Hint
+	case err != nil:
+		c.Status, c.Detail, c.Fix = checkWarn, "--net tap is not to be had, --net user of QEMU is: "+err.Error(), "check SPORE_TAP_SUBNET, or use --net user"
 	}
-	return check{Name: "tap network", Status: checkOK, Detail: "namespace, tap interface and packet filter work"}
+	return c
 }
 
 // Room below which a check warns or fails: a machine's memory and disk must fit once, sparse as they are.

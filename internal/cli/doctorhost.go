@@ -40,7 +40,7 @@ var bothEngines = []string{engineQEMU, engineFirecracker}
 
 // checkHostEngines looks at what engines take of the host.
 func checkHostEngines(h hostFiles, uid int) []check {
-	return []check{h.kvmModule(), h.kvmPermission(uid), h.userfault(uid), h.hugePages(), h.nbdModule(), h.nbdRule()}
+	return []check{h.kvmModule(), h.kvmPermission(uid), h.userfault(uid), h.tun(uid), h.hugePages(), h.nbdModule(), h.nbdRule()}
 }
 
 // kvmModule looks for the modules that run guests by hardware. Other modules that serve /dev/kvm run no ordinary kernel.
@@ -89,7 +89,7 @@ func (h hostFiles) kvmPermission(uid int) check {
 	err := unix.Stat(h.path("/dev/kvm"), &st)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.Detail, c.Fix, c.stops = "there is no /dev/kvm", "load the kvm module", []string{engineFirecracker}
+		c.Detail, c.Fix, c.stops = "there is no /dev/kvm", first(h.kvmModule().Fix, "sudo modprobe kvm"), []string{engineFirecracker}
 	case err != nil:
 		c.Detail, c.stops = err.Error(), []string{engineFirecracker}
 	case st.Mode&0o006 == 0o006, uid == 0 && st.Gid != 0 && st.Mode&0o060 == 0o060:
@@ -110,8 +110,8 @@ func (h hostFiles) kvmPermission(uid int) check {
 // userfault looks whether a VMM that is not root may have its memory served page by page, as forks of a template that is far away have it.
 func (h hostFiles) userfault(uid int) check {
 	c := check{Name: "userfaultfd", Status: checkOK, Engines: []string{engineFirecracker}, Detail: "a VMM may have its memory served page by page"}
-	var kvm, st unix.Stat_t
-	ordinary := uid != 0 || unix.Stat(h.path("/dev/kvm"), &kvm) == nil && (kvm.Mode&0o006 == 0o006 || kvm.Gid != 0 && kvm.Mode&0o060 == 0o060)
+	var st unix.Stat_t
+	ordinary, kvm := h.ordinaryVMM(uid)
 	err := unix.Stat(h.path("/dev/userfaultfd"), &st)
 	switch {
 	case !ordinary, err == nil && (st.Mode&0o006 == 0o006 || st.Gid != 0 && st.Gid == kvm.Gid && st.Mode&0o060 == 0o060):
@@ -121,6 +121,30 @@ func (h hostFiles) userfault(uid int) check {
 	case strings.TrimSpace(h.read("/proc/sys/vm/unprivileged_userfaultfd")) != "1":
 		c.Status, c.Detail = checkWarn, "only root may handle page faults: memory that is served page by page is not to be had"
 		c.Fix = "sudo sysctl -w vm.unprivileged_userfaultfd=1"
+	}
+	return c
+}
+
+// ordinaryVMM tells whether a Firecracker without a jail runs as an ordinary user, as it does unless only root may open KVM, and returns what /dev/kvm is.
+func (h hostFiles) ordinaryVMM(uid int) (ordinary bool, kvm unix.Stat_t) {
+	there := unix.Stat(h.path("/dev/kvm"), &kvm) == nil
+	return uid != 0 || there && (kvm.Mode&0o006 == 0o006 || kvm.Gid != 0 && kvm.Mode&0o060 == 0o060), kvm
+}
+
+// tun looks whether a VMM that is an ordinary user may open a tap interface by its name, as Firecracker does. QEMU is handed it.
+func (h hostFiles) tun(uid int) check {
+	c := check{Name: "tun device", Status: checkOK, Engines: []string{engineFirecracker}, Detail: "a VMM may attach to a tap interface by its name"}
+	var st unix.Stat_t
+	ordinary, _ := h.ordinaryVMM(uid)
+	err := unix.Stat(h.path("/dev/net/tun"), &st)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.Status, c.Detail, c.Fix = checkWarn, "there is no /dev/net/tun: --net tap is not to be had", "sudo modprobe tun"
+	case err != nil:
+		c.Status, c.Detail, c.Fix = checkWarn, err.Error(), "sudo modprobe tun"
+	case ordinary && st.Mode&0o006 != 0o006:
+		c.Status, c.Detail = checkWarn, "only some may open /dev/net/tun: Firecracker, which is an ordinary user here, can't have --net tap"
+		c.Fix = `echo 'KERNEL=="tun", MODE="0666"' | sudo tee /etc/udev/rules.d/65-tun.rules && sudo udevadm control --reload && sudo udevadm trigger /dev/net/tun`
 	}
 	return c
 }
@@ -211,6 +235,7 @@ func checkFirecracker(ctx context.Context, p firecracker.Programs, arch string) 
 		c.Status, c.stops, c.Detail = checkOK, nil, fmt.Sprintf("version %s at %s", found.Version, found.Path)
 		if found.Newer {
 			c.Status, c.Detail = checkWarn, c.Detail+", newer than any that is known here"
+			c.Fix = "if its machines fail, name an older one by SPORE_FIRECRACKER"
 		}
 	}
 	return c

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -8,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/vmm/firecracker"
 )
 
@@ -44,7 +47,12 @@ func TestHostChecks(t *testing.T) {
 		"amd missing":   {map[string]string{"proc/cpuinfo": "flags\t\t: fpu svm\n"}, hostFiles.kvmModule, checkWarn, "kvm_amd is not", "modprobe kvm_amd"},
 		"no virtualization": {map[string]string{"proc/cpuinfo": "flags\t\t: fpu svmx\n", "sys/module/kvm_pvm/": ""}, hostFiles.kvmModule,
 			checkWarn, "kvm_pvm", "firmware"},
-		"no kvm":                 {nil, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn, "no /dev/kvm", "module"},
+		"no kvm": {map[string]string{"proc/cpuinfo": "flags\t\t: svm\n"}, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn, "no /dev/kvm", "sudo modprobe kvm"},
+		"no kvm, intel": {map[string]string{"proc/cpuinfo": "flags\t\t: vmx\n"}, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn,
+			"no /dev/kvm", "sudo modprobe kvm_intel"},
+		"no tun":                 {nil, func(h hostFiles) check { return h.tun(0) }, checkWarn, "no /dev/net/tun", "modprobe tun"},
+		"tun of some":            {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(1) }, checkWarn, "only some", "65-tun.rules"},
+		"tun for root":           {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(0) }, checkOK, "attach", ""},
 		"faults of root's alone": {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(1) }, checkWarn, "/dev/userfaultfd", "udevadm"},
 		"faults by root":         {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(0) }, checkOK, "page by page", ""},
 		"faults by sysctl":       {map[string]string{"proc/sys/vm/unprivileged_userfaultfd": "1\n"}, func(h hostFiles) check { return h.userfault(1) }, checkOK, "page", ""},
@@ -61,7 +69,7 @@ func TestHostChecks(t *testing.T) {
 			checkOK, "/etc/udev/rules.d/97-nbd.rules", ""},
 	} {
 		t.Run(what, func(t *testing.T) {
-			if runtime.GOARCH != "amd64" && strings.Contains(c.detail, "kvm_") {
+			if runtime.GOARCH != "amd64" && strings.Contains(c.detail+c.fix, "kvm_") {
 				t.Skip("modules of x86")
 			}
 			got := c.check(hostTree(t, c.files))
@@ -181,5 +189,23 @@ func TestDoctorJail(t *testing.T) {
 	got := a.checkJail(t.Context(), programs, runtime.GOARCH)
 	if limited := !strings.Contains(got.Detail, "no controller"); limited && got.Status != checkOK || !limited && got.Status != checkWarn {
 		t.Errorf("with all that it takes: %+v", got)
+	}
+}
+
+// TestTapCheck tells why there are no tap interfaces apart from what mends that.
+func TestTapCheck(t *testing.T) {
+	for _, c := range []struct {
+		err         error
+		status, fix string
+	}{
+		{nil, checkOK, ""},
+		{fmt.Errorf("trying: %w", &network.UnableError{Reason: errors.New("the wire is cut"), Hint: "splice it"}), checkWarn, "splice it"},
+		{errors.New("the wire is cut"), checkWarn, "--net user"},
+	} {
+		got := tapCheck(c.err)
+		if got.Status != c.status || !strings.Contains(got.Fix, c.fix) || (got.Fix == "") != (c.err == nil) || strings.Contains(got.Detail, "splice") ||
+			c.err != nil && !strings.Contains(got.Detail, "the wire is cut") {
+			t.Errorf("%v: %+v", c.err, got)
+		}
 	}
 }

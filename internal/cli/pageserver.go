@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/sporevm/spore/internal/pager"
@@ -12,7 +14,7 @@ import (
 // pageServer serves memory by userfaultfd, through this program, started once more for each template. Nothing is made before the first machine wants it.
 type pageServer struct {
 	config pager.Config
-	// workDir makes the folder for the notes of pagers. It is this process's alone, since its machines end with it: nobody is to take over their pagers.
+	// workDir makes the folder for the notes of pagers. It is this process's alone: its machines end with it, so that who comes after it ends their pagers.
 	workDir func(prefix string) (string, func() error, error)
 
 	mu      sync.Mutex
@@ -30,12 +32,31 @@ func (a *app) pageServer(p paths, log *slog.Logger) *pageServer {
 	return s
 }
 
+// notesPrefix begins the names of folders with notes of pagers.
+const notesPrefix = "pagers-"
+
+// abandoned ends the pagers that a process has left which died, and with them the machines that still wait for their memory. dir was its working folder; one
+// without notes is passed over.
+func (s *pageServer) abandoned(ctx context.Context, dir string) error {
+	if !strings.HasPrefix(filepath.Base(dir), notesPrefix) {
+		return nil
+	}
+	config := s.config
+	config.StateDir = dir
+	tracker, err := pager.NewTracker(config)
+	if err != nil {
+		return err
+	}
+	_, err = tracker.Adopt(ctx, func(_, _ string) bool { return false })
+	return err
+}
+
 // start makes the tracker, once. s.mu is held.
 func (s *pageServer) start() error {
 	if s.tracker != nil {
 		return nil
 	}
-	dir, _, err := s.workDir("pagers-") // the sweep after our end removes it
+	dir, _, err := s.workDir(notesPrefix) // the sweep after our end removes it
 	if err != nil {
 		return err
 	}

@@ -212,7 +212,7 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 	pages := a.pageServer(p, log)
 	host, err := sandbox.NewHost(sandbox.HostOptions{
 		Snapshots: repo, Images: images, Engine: own, Others: a.otherEngine, Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
-		LazyMemory: a.lazyMemory(p), Pages: pages,
+		LazyMemory: a.lazyMemory(p), Pages: pages, Abandoned: func(dir string) error { return pages.abandoned(ctx, dir) },
 	})
 	if err == nil {
 		pages.workDir = host.WorkDir

@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 			defer stop()
 			os.Exit(Main(ctx, os.Args[1:], streams, "v0-test"))
 		},
+		pageOwner: func() {
+			fmt.Fprintln(os.Stderr, ownPages())
+			os.Exit(1)
+		},
 	})
 }
 

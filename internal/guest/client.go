@@ -204,6 +204,13 @@ func (c *Client) WakeWarm(ctx context.Context, id api.Identity) (api.WakeReport,
 	return report, err
 }
 
+// WakeStill hands a still guest an identity and leaves it still and its clock as
+// it is: the guest then waits for the next wake.
+func (c *Client) WakeStill(ctx context.Context, id api.Identity) (api.WakeReport, error) {
+	id.Hold, id.Time = true, 0
+	return c.wake(ctx, id)
+}
+
 // Quiesce makes the guest still, ready to be frozen. Only Wake ends that.
 func (c *Client) Quiesce(ctx context.Context, o api.QuiesceOptions) (api.QuiesceReport, error) {
 	var report api.QuiesceReport

@@ -108,7 +108,7 @@ func addOwnedTable(socket *netlink.Conn, name string) error {
 func explainFilter(err error) error {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, fs.ErrNotExist):
-		return unable("use Linux 5.12 or later with nftables (modprobe nf_tables nft_masq nft_reject_inet nft_ct)", "%w", err)
+		return unable("use Linux 5.12 or later with nftables: sudo modprobe -a nf_tables nft_masq nft_reject_inet nft_ct", "%w", err)
 	case errors.Is(err, fs.ErrPermission):
 		return unable(privilegeHint, "%w", err)
 	}

@@ -38,8 +38,19 @@ const LinkPrefix = "spore-"
 // DefaultSubnet has the addresses of the links between the host and its slots: 32768 of them.
 var DefaultSubnet = netip.MustParsePrefix("10.219.0.0/16")
 
-// ErrUnable is wrapped by the errors that say what this host or this user lacks for networks of this kind.
+// ErrUnable is wrapped by every [UnableError].
 var ErrUnable = errors.New("tap networking is not possible here")
+
+// UnableError says what this host or this user lacks for networks of this kind.
+type UnableError struct {
+	Reason error
+	Hint   string // how to mend it
+}
+
+func (e *UnableError) Error() string { return fmt.Sprintf("%v: %v: %s", ErrUnable, e.Reason, e.Hint) }
+
+// Unwrap returns ErrUnable and the reason.
+func (e *UnableError) Unwrap() []error { return []error{ErrUnable, e.Reason} }
 
 // uplinkName is a namespace's end of its link to the host.
 const uplinkName = "eth0"
@@ -59,7 +70,7 @@ func MAC(id [16]byte) net.HardwareAddr {
 
 // unable says what is missing and how to mend it.
 func unable(hint, format string, args ...any) error {
-	return fmt.Errorf("%w: %w: %s", ErrUnable, fmt.Errorf(format, args...), hint)
+	return &UnableError{Reason: fmt.Errorf(format, args...), Hint: hint}
 }
 
 const privilegeHint = "run spore as root, or use --net user, which needs no privilege"

@@ -115,7 +115,7 @@ func (p *Pool) checkHost() error {
 		return fmt.Errorf("asking whether the host forwards packets: %w", err)
 	}
 	if strings.TrimSpace(string(forward)) == "0" {
-		return unable("switch it on by: sysctl -w net.ipv4.ip_forward=1", "the host does not forward packets between networks")
+		return unable("sudo sysctl -w net.ipv4.ip_forward=1", "the host does not forward packets between networks")
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -165,7 +165,7 @@ func (p *Pool) link(s *Slot) error {
 		}
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return unable("load the veth module: modprobe veth", "linking the namespace with the host: %w", err)
+		return unable("sudo modprobe veth", "linking the namespace with the host: %w", err)
 	}
 	if err != nil {
 		return fmt.Errorf("linking the namespace with the host by %s: %w", s.LinkName(), err)

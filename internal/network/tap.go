@@ -17,7 +17,7 @@ func openTap(name string) (*os.File, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return nil, unable("load the tun module: modprobe tun", "opening %s: %w", path, err)
+		return nil, unable("sudo modprobe tun", "opening %s: %w", path, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, unable(privilegeHint, "opening %s: %w", path, err)
 	default:

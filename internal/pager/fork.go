@@ -31,8 +31,7 @@ const (
 // guarded by the server's lock.
 type fork struct {
 	id       string
-	uid      int  // who may connect
-	keeps    bool // its machine gives no memory back
+	uid      int // who may connect
 	path     string
 	listener *net.UnixListener
 
@@ -47,7 +46,7 @@ type fork struct {
 }
 
 // register makes the socket of a fork. One that is registered keeps what it has.
-func (s *server) register(id string, uid int, noBalloon bool) (string, error) {
+func (s *server) register(id string, uid int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.forks[id]; f != nil {
@@ -70,7 +69,7 @@ func (s *server) register(id string, uid int, noBalloon bool) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("making a socket for fork %s: %w", id, err)
 	}
-	f := &fork{id: id, uid: uid, keeps: noBalloon, path: path, listener: l, greeting: map[*net.UnixConn]bool{}}
+	f := &fork{id: id, uid: uid, path: path, listener: l, greeting: map[*net.UnixConn]bool{}}
 	s.forks[id] = f
 	f.work.Go(func() { s.accept(f) })
 	return path, nil
@@ -81,7 +80,7 @@ func (s *server) register(id string, uid int, noBalloon bool) (string, error) {
 func (s *server) connect(f *fork, conn *net.UnixConn, peer *process, regions []region, fd uffd.FD) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &machine{
-		fork: f.id, source: s.source, keeps: f.keeps, layout: regions, process: peer, ctx: ctx, cancel: cancel, fd: fd, pending: map[int64]*bool{},
+		fork: f.id, source: s.source, layout: regions, process: peer, ctx: ctx, cancel: cancel, fd: fd, pending: map[int64]*bool{},
 	}
 	m.fail = func(err error) {
 		s.failFork(f, fmt.Errorf("serving the memory of process %d: %w", peer.pid, err), peer)

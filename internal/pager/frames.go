@@ -133,24 +133,29 @@ func (f *frames) wait(ctx context.Context) error {
 func (f *frames) fill(s *slot, read func(p []byte) error) {
 	err := read(s.data)
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	s.err = err
-	close(s.ready)
-	s.ready = nil
 	if err != nil {
 		delete(f.known, s.digest)
 		s.taken = false
 	}
-	f.mu.Unlock()
-	f.release(s)
+	f.unpin(s)
+	close(s.ready)
+	s.ready = nil
 }
 
 // release lets go of a frame.
 func (f *frames) release(s *slot) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unpin(s)
+}
+
+// unpin is release for who has the lock.
+func (f *frames) unpin(s *slot) {
 	if s.pins--; s.pins == 0 {
 		f.freed.Signal()
 	}
-	f.mu.Unlock()
 }
 
 // room returns a slot for a new frame, or nil while all are held. It takes the

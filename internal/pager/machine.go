@@ -23,16 +23,27 @@ type machine struct {
 	ctx     context.Context // ends when nothing is to be filled any more
 	cancel  context.CancelCauseFunc
 	fail    func(error) // told once what can't be served
-	keeps   bool        // it never gives memory back
 
-	// mu is held for reading while pages are put into the machine, from the look at
-	// removed on, and for writing while events are read. A removal takes effect once
-	// its event has been read, so no page that was chosen before comes after it. Where
-	// none is removed events may be read at any time.
+	// mu is held for reading while pages are put in, from the look at removed until the
+	// kernel is done, and for writing while events are read and removed is changed. So
+	// any number of pages go in at the same time, but none while events are read, and
+	// what was given back does not come back:
+	//
+	//   - Whoever gives memory back waits in the kernel until the event of it has been
+	//     read. Then they drop the pages, at any time, and nobody can see when.
+	//   - A page that was put in before the read is dropped with the others.
+	//   - A page that is put in after it was chosen after it too, and is zeros.
+	//   - Only one that was chosen before and put in after could be old and stay. The
+	//     kernel refuses to put in while an event is not read (EAGAIN), but not later.
+	//
+	// A read that is for a fault may return such an event as well: the kernel gives out
+	// faults first and then, into what room there is, all else. So no read is exempt.
 	mu      sync.RWMutex
 	fd      uffd.FD
 	closed  bool
 	removed block.Set // blocks of unit bytes that read as zeros from now on
+
+	queue queue
 
 	seenMu  sync.Mutex
 	seen    block.Set // windows that had a fault, by FaultAround
@@ -49,72 +60,6 @@ const unit = 4 << 10
 // maxRanges bounds what is remembered of first faults, and lists to prefetch: 64 GiB
 // of single faults.
 const maxRanges = 1 << 20
-
-// read takes one event from the machine, if there is one, and acts on it unless it
-// is a fault: then it returns the window to fill.
-func (m *machine) read() (w window, fault bool, err error) {
-	if m.keeps {
-		m.mu.RLock()
-		defer m.mu.RUnlock()
-	} else {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-	}
-	if m.closed {
-		return w, false, nil
-	}
-	var events [1]uffd.Message
-	n, err := m.fd.Read(events[:])
-	if err != nil || n == 0 {
-		return w, false, err
-	}
-	switch e := &events[0]; e.Kind {
-	case uffd.Fault:
-		w, err = m.fault(e)
-		return w, true, err
-	case uffd.Remove, uffd.Unmap:
-		if m.keeps {
-			return w, false, errors.New("it has given memory back, although it was said to have no balloon")
-		}
-		m.remove(e.Range())
-		return w, false, nil
-	case uffd.Fork:
-		e.Child().Close()
-		return w, false, errors.New("its process has forked, and the child's memory is nobody's")
-	default:
-		return w, false, fmt.Errorf("unexpected event %#x of its memory", e.Kind)
-	}
-}
-
-// fault finds the place of a fault and remembers it.
-func (m *machine) fault(e *uffd.Message) (window, error) {
-	r, ok := m.layout.find(e.Address())
-	if !ok {
-		return window{}, fmt.Errorf("it touched memory at %#x, which is in none of its regions", e.Address())
-	}
-	if !e.Missing() {
-		return window{}, fmt.Errorf("a fault at %#x that is not of a missing page", e.Address())
-	}
-	offset := int64(e.Address() - r.base + r.offset)
-	w := r.around(offset)
-	m.seenMu.Lock()
-	defer m.seenMu.Unlock()
-	if first := w.Offset / FaultAround; !m.seen.Contains(first) && len(m.touched) < maxRanges {
-		m.seen.Add(first, max(1, w.Length/FaultAround))
-		m.touched = append(m.touched, w.Range)
-	}
-	return w, nil
-}
-
-// remove remembers that memory from start to end was given back.
-func (m *machine) remove(start, end uint64) {
-	for _, r := range m.layout {
-		from, to := max(start, r.base), min(end, r.end())
-		if from < to {
-			m.removed.Add(int64(from-r.base+r.offset)/unit, int64(to-from)/unit)
-		}
-	}
-}
 
 // errAgain says that events are to be read before pages can be put.
 var errAgain = errors.New("events are to be read first")

@@ -124,7 +124,7 @@ func (s *server) answer(m message) message {
 	var err error
 	switch m.Op {
 	case opRegister:
-		a.Path, err = s.register(m.Fork, m.UID, m.NoBalloon)
+		a.Path, err = s.register(m.Fork, m.UID)
 	case opPrefetch:
 		err = s.prefetch(m.Fork, m.Ranges)
 	case opRelease:

@@ -140,7 +140,7 @@ func (p *pager) ask(ctx context.Context, m message) (message, error) {
 }
 
 func (p *pager) register(ctx context.Context, f Fork) (string, error) {
-	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID, NoBalloon: f.NoBalloon})
+	a, err := p.ask(ctx, message{Op: opRegister, Fork: f.ID, UID: f.UID})
 	for list := range slices.Chunk(f.Prefetch, rangeBatch) {
 		if err == nil {
 			_, err = p.ask(ctx, message{Op: opPrefetch, Fork: f.ID, Ranges: list})

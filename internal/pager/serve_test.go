@@ -123,17 +123,18 @@ func TestRemovedAmongNeighbours(t *testing.T) {
 	}
 }
 
-func TestNoBalloon(t *testing.T) {
+// Pages are given back by some threads while others read them and their neighbours.
+// Whoever looks at one that was given back sees zeros, then and later.
+func TestRemovedUnderReaders(t *testing.T) {
 	l, i := newLab(t), newImage(t, testSize, block.WriterOptions{})
-	path, err := l.Acquire(t.Context(), i.dir, Fork{ID: "a", UID: os.Geteuid(), NoBalloon: true})
-	if err != nil {
-		t.Fatal(err)
+	for n := range 9 {
+		c := l.fork(i, fmt.Sprint(n))
+		wrong, err := c.Give(pagertest.Giving{To: testSize, Givers: 8, Readers: n % 3, Expect: i.expect()})
+		if err != nil || len(wrong) > 0 {
+			t.Fatalf("pages with wrong bytes: %v (%v)", wrong, err)
+		}
+		c.Close()
 	}
-	c := l.connect(i, path)
-	check(t, c, i.all(1, 8))
-	_ = c.Remove(0, 4<<10) // it may be killed before it can answer
-	l.dies(c)
-	l.fails("a", "given memory back, although it was said to have no balloon")
 }
 
 // Pages are given back while others, and prefetching, put pages in.

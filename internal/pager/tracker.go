@@ -45,14 +45,11 @@ const (
 	defaultOrphanGrace = time.Minute
 )
 
-// Fork is a machine to be.
+// Fork is a machine to be. What it gives back while it runs, as by a balloon, reads
+// as zeros from then on.
 type Fork struct {
 	ID  string // not empty; unique among all forks of a Tracker
 	UID int    // the user that its VMM runs as: only that may connect
-	// NoBalloon says that its machine never gives memory back while it runs, so that
-	// several of its faults can be answered at the same time. One that does so all the
-	// same is killed. Where it is false, what was given back reads as zeros.
-	NoBalloon bool
 	// Prefetch is what is put into its memory as soon as it connects, in this order
 	// and without being asked for: parts of the image, at most 1,048,576.
 	Prefetch []Range

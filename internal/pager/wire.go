@@ -45,18 +45,17 @@ const (
 
 // message is one packet of a control connection.
 type message struct {
-	ID        uint64  `json:"id,omitempty"`
-	Op        string  `json:"op"`
-	Fork      string  `json:"fork,omitempty"`
-	UID       int     `json:"uid,omitempty"`
-	PID       int     `json:"pid,omitempty"`
-	NoBalloon bool    `json:"no_balloon,omitempty"`
-	Path      string  `json:"path,omitempty"`
-	Error     string  `json:"error,omitempty"`
-	From      int     `json:"from,omitempty"`
-	Ranges    []Range `json:"ranges,omitempty"`
-	More      bool    `json:"more,omitempty"`
-	Stats     *Stats  `json:"stats,omitempty"`
+	ID     uint64  `json:"id,omitempty"`
+	Op     string  `json:"op"`
+	Fork   string  `json:"fork,omitempty"`
+	UID    int     `json:"uid,omitempty"`
+	PID    int     `json:"pid,omitempty"`
+	Path   string  `json:"path,omitempty"`
+	Error  string  `json:"error,omitempty"`
+	From   int     `json:"from,omitempty"`
+	Ranges []Range `json:"ranges,omitempty"`
+	More   bool    `json:"more,omitempty"`
+	Stats  *Stats  `json:"stats,omitempty"`
 
 	process *process // with eventConnected
 }

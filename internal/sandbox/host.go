@@ -32,6 +32,9 @@ type HostOptions struct {
 	// Pages serves memory from afar to engines that handle page faults themselves. Nil: they get it as the others do.
 	Pages PageServer
 
+	// Abandoned is shown each folder of [Host.WorkDir] that a dead process has left, before it is removed: it ends what the files there tell of. Nil: nothing.
+	Abandoned func(dir string) error
+
 	// LazyMemory serves memory page by page: that of snapshots from afar, and that of new ones to see what they touch. It may be nil, and may fail: memory
 	// is laid out as a file then, and nobody knows what is touched. The error of a host that can't do it wraps errors.ErrUnsupported.
 	LazyMemory func(context.Context, *snapshot.Snapshot, LazyOptions) (LazyMemory, error)
@@ -54,7 +57,7 @@ func NewHost(o HostOptions) (*Host, error) {
 		}
 	}
 	for _, dir := range []string{o.RunDir, h.scratch()} {
-		if err := sweep(dir, o.Log); err != nil {
+		if err := sweep(dir, o.Log, o.Abandoned); err != nil {
 			return nil, fmt.Errorf("cleaning up after earlier runs: %w", err)
 		}
 	}

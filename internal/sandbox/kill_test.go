@@ -293,7 +293,7 @@ func TestSweep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := sweep(root, slog.New(testLog(t))); err != nil {
+	if err := sweep(root, slog.New(testLog(t)), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {

@@ -81,8 +81,8 @@ func (d *workDir) remove() error {
 	return errors.Join(os.RemoveAll(d.path), d.lock.Close())
 }
 
-// sweep ends machines and removes folders that dead owners have left in root.
-func sweep(root string, log *slog.Logger) error {
+// sweep ends machines and removes folders that dead owners have left in root. abandoned, unless it is nil, is shown each folder before it goes.
+func sweep(root string, log *slog.Logger, abandoned func(path string) error) error {
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return err
@@ -91,14 +91,14 @@ func sweep(root string, log *slog.Logger) error {
 		if !e.IsDir() {
 			continue
 		}
-		if err := sweepOne(filepath.Join(root, e.Name()), log); err != nil {
+		if err := sweepOne(filepath.Join(root, e.Name()), log, abandoned); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func sweepOne(path string, log *slog.Logger) error {
+func sweepOne(path string, log *slog.Logger, abandoned func(path string) error) error {
 	lock, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // its owner has just removed it
@@ -113,6 +113,11 @@ func sweepOne(path string, log *slog.Logger) error {
 		return err
 	}
 	log.Info("removing what a dead process left behind", "folder", path)
+	if abandoned != nil {
+		if err := abandoned(path); err != nil { // which is no reason not to start
+			log.Warn("what a dead process left running can't be ended", "folder", path, "error", err)
+		}
+	}
 	return errors.Join(endOrphan(filepath.Join(path, vmmName)), os.RemoveAll(path))
 }
 

@@ -120,11 +120,12 @@ func (w *World) Close() error {
 		errs = append(errs, c.Close())
 	}
 	w.wait.Wait()
-	if w.ns != nil {
-		errs = append(errs, w.ns.Close())
-	}
+	// While the namespace is there: with it the kernel takes the link, at some time.
 	if link, err := netlink.LinkByName("world"); err == nil {
 		errs = append(errs, netlink.LinkDel(link))
+	}
+	if w.ns != nil {
+		errs = append(errs, w.ns.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -47,6 +47,15 @@ type Touch struct {
 	Times   bool    `json:"times,omitempty"`   // say how long each took
 }
 
+// Giving is how memory from the image's start to To is given back, page by page, while
+// other threads read around that.
+type Giving struct {
+	To      int64  `json:"to"`
+	Givers  int    `json:"givers"`
+	Readers int    `json:"readers"`
+	Expect  string `json:"expect"` // a file with the image: pages have to be like it until they are given back, and zeros after that
+}
+
 // Touched is what came of a Touch.
 type Touched struct {
 	Took  time.Duration   `json:"took"`
@@ -60,6 +69,7 @@ type request struct {
 	Hello  *Hello   `json:"hello,omitempty"`
 	Touch  *Touch   `json:"touch,omitempty"`
 	Remove *Region  `json:"remove,omitempty"`
+	Give   *Giving  `json:"give,omitempty"`
 }
 
 type reply struct {
@@ -181,6 +191,15 @@ func (c *Client) StartTouch(t Touch) (func() (Touched, error), error) {
 func (c *Client) Remove(offset, length int64) error {
 	_, err := c.do(request{Remove: &Region{Offset: offset, Size: length}})
 	return err
+}
+
+// Give gives pages back while it reads, and returns those that were wrong.
+func (c *Client) Give(g Giving) (wrong []int64, err error) {
+	a, err := c.do(request{Give: &g})
+	if err != nil || a.Touched == nil {
+		return nil, err
+	}
+	return a.Touched.Wrong, nil
 }
 
 // PID is the client's process.

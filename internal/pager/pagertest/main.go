@@ -38,6 +38,8 @@ func Main(in io.Reader, out io.Writer) error {
 			err = m.hello(*r.Hello)
 		case r.Touch != nil:
 			a.Touched, err = m.touch(*r.Touch)
+		case r.Give != nil:
+			a.Touched, err = m.give(*r.Give)
 		case r.Remove != nil:
 			err = m.remove(r.Remove.Offset, r.Remove.Size)
 		}

@@ -157,15 +157,23 @@ func jailed(t *testing.T, test func(t *testing.T, binary string, jail Jail)) {
 		test(t, binary, Jail{Base: t.TempDir(), FirstID: 70000, IDs: 8})
 	})
 	t.Run("real", func(t *testing.T) {
-		binary := realBinary(t)
-		jail := Jail{Base: t.TempDir(), FirstID: 71000, IDs: 8}
-		if found, err := New(Programs{Binary: binary}, nil).Installed(t.Context(), "amd64"); err != nil {
-			t.Fatal(err)
-		} else if err := jail.Check(t.Context(), binary, found.Version); err != nil {
-			t.Skip(err)
-		}
+		binary, jail := realJail(t)
 		test(t, binary, jail)
 	})
+}
+
+// realJail returns a jail for the real Firecracker, whose jailer lies beside it.
+func realJail(t *testing.T) (string, Jail) {
+	t.Helper()
+	needRoot(t)
+	binary := realBinary(t)
+	jail := Jail{Base: t.TempDir(), FirstID: 71000, IDs: 8}
+	if found, err := New(Programs{Binary: binary}, nil).Installed(t.Context(), "amd64"); err != nil {
+		t.Fatal(err)
+	} else if err := jail.Check(t.Context(), binary, found.Version); err != nil {
+		t.Skip(err)
+	}
+	return binary, jail
 }
 
 // TestContractJailed runs the contract in jails.
@@ -363,9 +371,6 @@ func TestJailOwnerDies(t *testing.T) {
 			t.Fatalf("the machine outlives its owner (%v)", err)
 		}
 		noJail(t, jail)
-		if err := jail.Sweep(); err != nil {
-			t.Error(err)
-		}
 		if u, err := (&jails{Jail: jail}).newUser(); err != nil || u.ID() != int(jail.FirstID) {
 			t.Errorf("the user is not to be had again: %v", err)
 		} else if err := u.Close(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +20,8 @@ import (
 // tenant is a user that one jailed machine alone runs as, whatever process of the host starts machines. It implements [vmm.User].
 type tenant struct {
 	id   uint32
-	lock *os.File
+	lock *os.File // has content while somebody has the user, and ever after if he dies
+	left bool     // its last owner has died
 	once sync.Once
 	err  error
 }
@@ -29,7 +31,7 @@ func (u *tenant) ID() int { return int(u.id) }
 
 // Close implements [vmm.User].
 func (u *tenant) Close() error {
-	u.once.Do(func() { u.err = u.lock.Close() })
+	u.once.Do(func() { u.err = errors.Join(u.lock.Truncate(0), u.lock.Close()) })
 	return u.err
 }
 
@@ -52,9 +54,17 @@ func (j Jail) takeUser() (*tenant, error) {
 		if err != nil {
 			return nil, fmt.Errorf("taking a user for a jail: %w", err)
 		}
-		if u != nil {
-			return u, nil
+		if u == nil {
+			continue
 		}
+		if u.left {
+			err = errors.Join(endUsers(map[uint32]bool{id: true}), j.clearCgroups(func(of uint32) bool { return of == id }))
+		}
+		if err != nil {
+			u.lock.Close()
+			return nil, fmt.Errorf("taking a user for a jail: %w", err)
+		}
+		return u, nil
 	}
 	return nil, fmt.Errorf("all %d users for jails are taken: end some machines, or allow more", j.IDs)
 }
@@ -67,7 +77,12 @@ func (j Jail) takeID(id uint32) (*tenant, error) {
 	}
 	err = flock.Try(lock, flock.Exclusive)
 	if err == nil {
-		return &tenant{id: id, lock: lock}, nil
+		var info os.FileInfo
+		if info, err = lock.Stat(); err == nil {
+			if _, err = lock.WriteAt([]byte("\n"), 0); err == nil {
+				return &tenant{id: id, lock: lock, left: info.Size() > 0}, nil
+			}
+		}
 	}
 	lock.Close()
 	if errors.Is(err, flock.ErrHeld) {
@@ -143,8 +158,23 @@ func endIf(pid int, users map[uint32]bool) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	return nil
+	deadline := time.Now().Add(endPatience)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(0, time.Until(deadline).Milliseconds())))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return fmt.Errorf("it was killed and has not ended in %v", endPatience)
+		default:
+			return nil
+		}
+	}
 }
+
+// endPatience is how long a killed machine may take to end.
+const endPatience = 10 * time.Second
 
 // realUser is whom a process runs as, as its status says; 0 if it does not.
 func realUser(status string) uint32 {

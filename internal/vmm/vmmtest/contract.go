@@ -132,12 +132,12 @@ func Count(t *testing.T, m vmm.Machine) uint32 {
 // WaitCount waits until the counter has passed least.
 func WaitCount(t *testing.T, m vmm.Machine, least uint32) uint32 {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		if n := Count(t, m); n > least {
 			return n
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the counter stands at %d after 30 s; log: %q", Count(t, m), m.Log())
+			t.Fatalf("the counter stands at %d after two minutes; log: %q", Count(t, m), m.Log())
 		}
 	}
 }
