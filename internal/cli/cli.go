@@ -10,9 +10,12 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // Streams are the world around a command.
@@ -67,6 +70,11 @@ type app struct {
 
 	requireSigned bool   // open only what a key in trustedKeys has signed
 	trustedKeys   string // file
+
+	jail jailFlags
+
+	enginesMu sync.Mutex
+	engines   map[string]vmm.Engine // those other than QEMU, by version: they remember what they have found out
 }
 
 // complain prints an error, and what to do about it if it knows.

@@ -39,7 +39,11 @@ same beginning starts after it. The start command is left running in the snapsho
 as long as --ready-timeout says.
 
 In the end the snapshot is woken twice, to learn which memory it touches until it has answered and run a first command: when it wakes from a bucket one day,
-that is fetched ahead. This takes FUSE and root; without them, or with --no-prefetch, nothing is learned, and waking from afar is slower.`,
+that is fetched ahead. This takes FUSE and root; without them, or with --no-prefetch, nothing is learned, and waking from afar is slower.
+
+With --engine firecracker --jail the machine runs in Firecracker's jailer, which is looked for beside Firecracker and in PATH unless SPORE_JAILER names it. A snapshot
+does not remember it: say it again to wake one. SPORE_JAIL_USERS=FIRST-LAST says whom jailed machines may run as; programs that share users must share SPORE_JAIL_DIR
+(default /run/spore-jails) too. spore doctor says what is missing.`,
 		Example: `  spore create apt:bookworm/python3-minimal -t py
   spore create debian:12 --run 'apt-get update' --copy ./app:/srv/app --workdir /srv/app --start './serve' --ready 'test -e /run/ready'
   spore create --from py --run 'pip install flask' -t flask`,
@@ -60,6 +64,7 @@ that is fetched ahead. This takes FUSE and root; without them, or with --no-pref
 	flags.StringVar(&f.id, "id", "", "UUID of the snapshot (default: a new one)")
 	flags.StringVar(&f.from, "from", "", "start from the disk of this snapshot instead of an image")
 	f.machine.register(flags)
+	a.jailFlags(flags)
 	f.steps.register(flags)
 	flags.StringVar(&f.start, "start", "", "command to leave running in the snapshot")
 	flags.StringVar(&f.ready, "ready", "", "command that succeeds once the machine is ready to be frozen")

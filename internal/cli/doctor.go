@@ -64,7 +64,7 @@ func (a *app) doctor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	checks = append(checks, checkFirecracker(ctx, programs, arch))
+	checks = append(checks, checkFirecracker(ctx, programs, arch), a.checkJail(ctx, programs, arch))
 	checks = append(checks, checkHostEngines("/", os.Geteuid())...)
 	checks = append(checks,
 		checkKernel(p.Kernels, arch), checkAgent(arch),

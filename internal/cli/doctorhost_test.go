@@ -61,7 +61,7 @@ func TestHostChecks(t *testing.T) {
 		"no huge pages":          {map[string]string{"proc/meminfo": "HugePages_Total:       0\n"}, hostFiles.hugePages, checkOK, "none", "nr_hugepages"},
 		"huge pages n/a":         {nil, hostFiles.hugePages, checkOK, "kernel has none", ""},
 		"nbd":                    {map[string]string{"sys/module/nbd/parameters/nbds_max": "4096\n"}, hostFiles.nbdModule, checkOK, "4096", ""},
-		"no nbd":                 {nil, hostFiles.nbdModule, checkWarn, "not loaded", "modprobe nbd"},
+		"no nbd":                 {nil, hostFiles.nbdModule, checkOK, "not loaded", "modprobe nbd"},
 		"no udev":                {nil, hostFiles.nbdRule, checkOK, "no udev", ""},
 		"no rule":                {map[string]string{"lib/udev/rules.d/50-a.rules": "KERNEL==\"nbd*\", MODE=\"0600\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
 		"a rule as words":        {map[string]string{"etc/udev/rules.d/50-a.rules": "# KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
@@ -153,6 +153,42 @@ func TestEngineStates(t *testing.T) {
 				t.Errorf("%s: %s is %+v, want missing %q", what, engine, got, want)
 			}
 		}
+	}
+}
+
+// TestDoctorJail checks that what --jail lacks is told with the way to mend it.
+func TestDoctorJail(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("jails take root")
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", "/usr/bin:/bin")
+	program := func(name, says string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho "+says+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	a := &app{Streams: Streams{Getenv: func(string) string { return "" }}}
+	programs := firecracker.Programs{VersionsDir: dir + "/none"}
+	for _, c := range []struct {
+		change      func()
+		detail, fix string
+	}{
+		{func() {}, "no Firecracker", ""},
+		{func() { programs.Binary = program("firecracker", "Firecracker v1.16.1") }, "no jailer", "put the one of the same release at " + dir + "/jailer"},
+		{func() { program("jailer", "Jailer v1.15.1") }, `version "1.15.1"`, "the same release"},
+	} {
+		c.change()
+		if got := a.checkJail(t.Context(), programs, runtime.GOARCH); got.Status != checkWarn || !strings.Contains(got.Detail, c.detail) || !strings.Contains(got.Fix, c.fix) {
+			t.Errorf("%+v, want %q and %q", got, c.detail, c.fix)
+		}
+	}
+	program("jailer", "Jailer v1.16.1")
+	got := a.checkJail(t.Context(), programs, runtime.GOARCH)
+	if limited := !strings.Contains(got.Detail, "no controller"); limited && got.Status != checkOK || !limited && got.Status != checkWarn {
+		t.Errorf("with all that it takes: %+v", got)
 	}
 }
 

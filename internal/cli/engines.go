@@ -29,7 +29,20 @@ func (a *app) otherEngine(name, version string) (vmm.Engine, error) {
 	if programs.Has(version, arch) {
 		programs.Version = version
 	}
-	return firecracker.New(programs, nil), nil
+	a.enginesMu.Lock()
+	defer a.enginesMu.Unlock()
+	if e, ok := a.engines[programs.Version]; ok {
+		return e, nil
+	}
+	jail, err := a.jailed()
+	if err != nil {
+		return nil, err
+	}
+	if a.engines == nil {
+		a.engines = map[string]vmm.Engine{}
+	}
+	a.engines[programs.Version] = firecracker.New(programs, jail)
+	return a.engines[programs.Version], nil
 }
 
 // hasFirecracker refuses a version that was asked for and is not installed.

@@ -17,6 +17,7 @@ import (
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/store/bucket"
+	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/qemu"
 )
 
@@ -199,9 +200,18 @@ func (a *app) hostWith(ctx context.Context, log *slog.Logger) (*sandbox.Host, er
 	if err != nil {
 		return nil, err
 	}
+	own := vmm.Engine(qemu.New(p.Cache))
+	if jail, err := a.jailed(); err != nil {
+		return nil, err
+	} else if jail != nil {
+		own = unjailed{own}
+	}
+	if err := a.sweepJails(); err != nil {
+		log.Warn("what dead machines have left of jails stays", "error", err)
+	}
 	pages := a.pageServer(p, log)
 	host, err := sandbox.NewHost(sandbox.HostOptions{
-		Snapshots: repo, Images: images, Engine: qemu.New(p.Cache), Others: a.otherEngine, Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
+		Snapshots: repo, Images: images, Engine: own, Others: a.otherEngine, Networks: networks, KernelsDir: p.Kernels, CacheDir: p.Cache, RunDir: p.Run, Log: log,
 		LazyMemory: a.lazyMemory(p), Pages: pages, Abandoned: func(dir string) error { return pages.abandoned(ctx, dir) },
 	})
 	if err == nil {

@@ -66,6 +66,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the child; may be repeated")
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
 	f.reach.register(flags)
+	a.jailFlags(flags)
 	a.trustFlags(flags)
 	return c
 }

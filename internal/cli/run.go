@@ -52,6 +52,7 @@ Input that is not a terminal is always passed on; a terminal is with -i or -t.`,
 	flags.SetInterspersed(false) // what follows the image is the command's
 	f.command.register(flags)
 	f.machine.register(flags)
+	a.jailFlags(flags)
 	a.trustFlags(flags)
 	return c
 }

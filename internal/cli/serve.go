@@ -63,6 +63,8 @@ A --pool NAME=N keeps N sandboxes of a template waiting: restored, exercised onc
 On SIGINT and SIGTERM running sandboxes are paused, or killed with --on-exit kill. A second signal ends the daemon at once. What it was not told to keep is
 gone then; what slept is still there at the next start.
 
+With --jail all sandboxes run in Firecracker's jailer, and those of snapshots that QEMU has frozen are refused; templates are built on Firecracker then.
+
 Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 		Example: `  spore serve
   spore serve --listen 0.0.0.0:7070 --pool py=8 --pool-warmup 'py=python3 -c pass'
@@ -90,6 +92,7 @@ Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none, user or tap")
 	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	a.jailFlags(flags)
 	a.trustFlags(flags)
 	return c
 }
@@ -185,7 +188,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(o.StateDir, "builds"), Net: f.buildNet, Log: log})
+	templates, err := builds.New(builds.Options{Host: host, Dir: filepath.Join(o.StateDir, "builds"), Engine: a.onlyEngine(), Net: f.buildNet, Log: log})
 	if err != nil {
 		return err
 	}
@@ -307,7 +310,13 @@ func (a *app) describeDaemon(ctx context.Context, host *sandbox.Host, o fleet.Op
 	if err != nil {
 		return sandboxapi.Host{}, err
 	}
-	d, err := host.Engine.Describe(ctx, arch, vmm.Auto)
+	engine := host.Engine
+	if a.jail.on { // then it runs nothing else
+		if engine, err = host.Others(engineFirecracker, ""); err != nil {
+			return sandboxapi.Host{}, err
+		}
+	}
+	d, err := engine.Describe(ctx, arch, vmm.Auto)
 	if err != nil {
 		return sandboxapi.Host{}, err
 	}

@@ -35,6 +35,7 @@ type FUSEFile struct {
 // process of its own, or hand the descriptors on and leave them alone.
 type FUSEServer struct {
 	server *fuse.Server
+	root   int               // the mount; -1: none
 	files  map[string]int    // descriptors
 	nodes  map[string]uint64 // numbers by which the kernel knows the files
 	ended  chan struct{}
@@ -44,7 +45,7 @@ type FUSEServer struct {
 // ServeFUSE serves files until Close. It needs /dev/fuse and the right to mount. trace, which may be nil, is told every request.
 func ServeFUSE(files []FUSEFile, trace *log.Logger) (*FUSEServer, error) {
 	tree := &fuseTree{RawFileSystem: fuse.NewDefaultRawFileSystem(), files: files, inode: rand.Uint64N(1<<62) + 1<<32}
-	s := &FUSEServer{files: map[string]int{}, nodes: map[string]uint64{}, ended: make(chan struct{})}
+	s := &FUSEServer{root: -1, files: map[string]int{}, nodes: map[string]uint64{}, ended: make(chan struct{})}
 	for i, f := range files {
 		s.nodes[f.Name] = uint64(i) + 2
 		if _, writable := f.Base.(Disk); f.Writable && !writable {
@@ -69,7 +70,7 @@ func (s *FUSEServer) open(tree *fuseTree, trace *log.Logger) error {
 		unix.Close(device)
 		return err
 	}
-	defer unix.Close(root) // the files keep the file system
+	s.root = root
 	ahead := fuseRequest
 	for _, f := range tree.files {
 		if f.Paged {
@@ -154,6 +155,9 @@ func (s *FUSEServer) FD(name string) (int, bool) {
 	return fd, ok
 }
 
+// Tree returns a descriptor of the file system's mount, for those who attach it, which can be done once. It stays the server's.
+func (s *FUSEServer) Tree() int { return s.root }
+
 // Store puts what a file holds at offset into the kernel's cache, so that nobody has to ask for it. It waits for reads of the same pages that are under
 // way, so whoever answers them must not wait for it.
 func (s *FUSEServer) Store(name string, offset int64, p []byte) error {
@@ -176,6 +180,9 @@ func (s *FUSEServer) Close() {
 	s.once.Do(func() {
 		for _, fd := range s.files {
 			unix.Close(fd)
+		}
+		if s.root >= 0 {
+			unix.Close(s.root)
 		}
 		if s.server == nil {
 			close(s.ended)

@@ -24,6 +24,7 @@ type disk struct {
 	served sync.WaitGroup
 
 	fuse    *expose.FUSEServer // nil for a disk that is served as NBD
+	tree    *os.File           // the mount that the file is in
 	watched *watched
 }
 

@@ -23,9 +23,20 @@ func (d *disk) serveFile(faulted func(error)) (*os.File, error) {
 		return nil, fmt.Errorf("showing the disk to the VMM: %w; with --engine qemu neither FUSE nor root is needed", err)
 	}
 	fd, _ := d.fuse.FD(diskName)
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	file, err := duplicate(fd)
+	if err == nil {
+		d.tree, err = duplicate(d.fuse.Tree())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("showing the disk to the VMM: %w", err)
+	}
+	return file, nil
+}
+
+func duplicate(fd int) (*os.File, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
 	return os.NewFile(uintptr(own), diskName), nil
 }
@@ -91,6 +102,9 @@ func (w *watched) fault() error {
 func (d *disk) closeFile() {
 	if d.fuse != nil {
 		d.fuse.Close()
+		if d.tree != nil {
+			d.tree.Close()
+		}
 		<-d.fuse.Done()
 	}
 }

@@ -1,12 +1,19 @@
 package sandbox
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 
 	"github.com/google/uuid"
 
+	"github.com/sporevm/spore/internal/expose/exposetest"
+	"github.com/sporevm/spore/internal/farmemory"
+	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fctest"
@@ -27,6 +34,59 @@ func TestOnFirecracker(t *testing.T) {
 	b.Others = func(_, version string) (vmm.Engine, error) {
 		return firecracker.New(firecracker.Programs{VersionsDir: versions, Version: version}, nil), nil
 	}
+	b.livesOnFirecracker(t, func(s *Sandbox) (err error) {
+		s.memory, err = b.Snapshots.FlatMemory(ctx, s.parent, func(int64, int64) {})
+		return err
+	})
+}
+
+// TestInJail is TestOnFirecracker in jails, and the woken machine's memory is served as learning what it touches has it: by a file system that is attached nowhere, of
+// another process.
+func TestInJail(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the counting guest is for x86, and Firecracker runs guests of the host's architecture")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("jails take root")
+	}
+	if err := exposetest.FUSE(); err != nil {
+		t.Skipf("memory can't be served lazily here: %v", err)
+	}
+	b := fresh(t, nil)
+	jail := firecracker.Jail{Base: t.TempDir(), FirstID: 73000, IDs: 4}
+	engine := firecracker.New(firecracker.Programs{Binary: fctest.InstallStatic(t, "1.15.1")}, &jail)
+	b.Others = func(string, string) (vmm.Engine, error) { return engine, nil }
+	task, err := json.Marshal(memoryTask{Store: b.store, Cache: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers := &farmemory.Servers{Command: func() *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), memoryEnv+"="+string(task))
+		return cmd
+	}}
+	b.LazyMemory = func(ctx context.Context, s *snapshot.Snapshot, o LazyOptions) (LazyMemory, error) {
+		m, err := servers.Open(ctx, s, farmemory.Options{Record: o.Record, Failed: o.Failed})
+		if err != nil {
+			return nil, err
+		}
+		return m, nil
+	}
+	var woken *Sandbox
+	b.livesOnFirecracker(t, func(s *Sandbox) error {
+		woken = s
+		return s.mapLazily(t.Context(), LazyOptions{Record: true})
+	}, func() {
+		pages, err := woken.lazy.Pages(t.Context())
+		if err != nil || pages.Len() == 0 || pages.Len() > 1000 {
+			t.Errorf("the machine has touched %d pages (%v)", pages.Len(), err)
+		}
+	})
+}
+
+// livesOnFirecracker takes a machine through its life. The one that wakes comes to its memory by remember; look is called while it runs.
+func (b bench) livesOnFirecracker(t *testing.T, remember func(*Sandbox) error, look ...func()) {
+	ctx := t.Context()
 	b.leavesNothing(t, func() {
 		spec := small()
 		spec.Engine, spec.EngineVersion, spec.Accel = "firecracker", "1.15.1", "auto"
@@ -84,15 +144,22 @@ func TestOnFirecracker(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		if woken.memory, err = b.Snapshots.FlatMemory(ctx, snap, func(int64, int64) {}); err != nil {
+		if err := remember(woken); errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		} else if err != nil {
 			t.Fatal(err)
 		}
 		config.Boot, config.State = nil, state
-		if err := woken.start(ctx, config); err != nil {
+		if err := woken.start(ctx, config); errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		} else if err != nil {
 			t.Fatal(err)
 		}
 		if now := vmmtest.WaitCount(t, woken.machine, count); now > count+1<<31 {
 			t.Errorf("the counter went from %d to %d", count, now)
+		}
+		for _, f := range look {
+			f()
 		}
 	})
 }

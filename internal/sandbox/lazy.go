@@ -95,14 +95,24 @@ func (s *Sandbox) memoryFailed(l *lazyMemory, reason error) {
 	go s.fail(reason)
 }
 
-// explains tells whether a VMM's death may be one of missing memory.
-func (l *lazyMemory) explains(death error) bool {
+// diedOf tells whether a VMM's death was by a signal.
+func diedOf(death error, signal syscall.Signal) bool {
 	var exit *exec.ExitError
 	if !errors.As(death, &exit) {
 		return false
 	}
 	status, ok := exit.Sys().(syscall.WaitStatus)
-	return ok && status.Signaled() && status.Signal() == syscall.SIGBUS
+	return ok && status.Signaled() && status.Signal() == signal
+}
+
+// awaitMemory gives the reason of a death time to be known, where it may be one of missing memory: who maps it gets a bus error, and who has it served is killed.
+func (s *Sandbox) awaitMemory(death error) {
+	switch {
+	case s.lazy != nil && diedOf(death, syscall.SIGBUS):
+		s.lazy.await()
+	case s.pages != nil && diedOf(death, syscall.SIGKILL):
+		s.pages.await()
+	}
 }
 
 // await gives the reason of a death time to be known.
@@ -115,12 +125,10 @@ func (l *lazyMemory) await() {
 
 // memoryFault is the reason of a VMM's death while it started, if it was memory.
 func (s *Sandbox) memoryFault(death error) error {
-	if s.lazy == nil {
+	if s.lazy == nil && s.pages == nil {
 		return nil
 	}
-	if s.lazy.explains(death) {
-		s.lazy.await()
-	}
+	s.awaitMemory(death)
 	s.faultMu.Lock()
 	defer s.faultMu.Unlock()
 	return s.fault

@@ -43,7 +43,8 @@ type Sandbox struct {
 	disk    *disk
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
-	pages   string      // socket of what serves memory by userfaultfd; empty: nobody does
+	pages   *served     // serves memory by userfaultfd; nil: nobody does
+	user    vmm.User    // whom the VMM runs as, where that had to be known before it started
 	phases  Phases
 	slot    *network.Slot  // nil: the machine has no tap interface
 	policy  network.Policy // what it may reach by that
@@ -105,13 +106,11 @@ func (s *Sandbox) Err() error {
 		return nil
 	}
 	err := s.machine.Err()
-	if s.lazy != nil && s.lazy.explains(err) {
-		s.faultMu.Unlock()
-		s.lazy.await()
-		s.faultMu.Lock()
-		if s.fault != nil {
-			return s.fault
-		}
+	s.faultMu.Unlock()
+	s.awaitMemory(err)
+	s.faultMu.Lock()
+	if s.fault != nil {
+		return s.fault
 	}
 	return err
 }
@@ -169,7 +168,7 @@ func (s *Sandbox) Close() error {
 	if s.slot != nil {
 		errs = append(errs, s.slot.Release())
 	}
-	if s.pages != "" {
+	if s.pages != nil {
 		if err := s.host.Pages.Release(s.id.String()); err != nil { // the sandbox is gone all the same
 			s.host.Log.Warn("a page server did not let go of a sandbox in good order", "sandbox", s.id, "error", err)
 		}
@@ -181,6 +180,9 @@ func (s *Sandbox) Close() error {
 	}
 	if s.own != nil {
 		errs = append(errs, s.own.Close())
+	}
+	if s.user != nil {
+		errs = append(errs, s.user.Close())
 	}
 	if s.dir != nil {
 		errs = append(errs, s.dir.remove())
@@ -202,8 +204,11 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), vmm.NeedsOf(engine).DiskFile, s.diskFailed); err != nil {
 		return err
 	}
+	c.DiskTree, c.User = s.disk.tree, s.user
 	c.Name, c.Dir, c.Memory, c.Paged = "spore-"+s.id.String()[:8], s.dir.path, s.memory, s.lazy != nil
-	c.Uffd = s.pages
+	if s.pages != nil {
+		c.Uffd = s.pages.socket
+	}
 	if err := s.attach(&c); err != nil {
 		return err
 	}

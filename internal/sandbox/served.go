@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
@@ -11,10 +13,27 @@ import (
 // PageServer serves the memory of snapshots to VMMs by userfaultfd. All forks of a snapshot share what serves it.
 type PageServer interface {
 	// Acquire returns the socket on which a fork's memory is served, to a VMM of the given user alone. failed is called when the memory can't be had any more:
-	// by then the VMM, if it had connected, has been killed.
+	// by then the VMM, if it had connected, has been killed. That happens once at most.
 	Acquire(ctx context.Context, snap *snapshot.Snapshot, fork string, user int, ahead snapshot.Pages, failed func(error)) (socket string, err error)
 	// Release ends that. It may be called more than once.
 	Release(fork string) error
+}
+
+// served is memory that a [PageServer] serves.
+type served struct {
+	socket string
+	failed chan struct{} // closed when the sandbox knows why its memory can't be had any more
+	waited sync.Once
+}
+
+// await gives the reason of a death time to be known: the VMM is killed before it is told why. Who else has killed it is not known either, so it is waited for once.
+func (m *served) await() {
+	m.waited.Do(func() {
+		select {
+		case <-m.failed:
+		case <-time.After(deathDelay):
+		}
+	})
 }
 
 // serve has the sandbox's memory served by userfaultfd, if it is far away and the engine is one for that.
@@ -31,16 +50,28 @@ func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
 	if !needs.Served {
 		return false, nil
 	}
+	user := needs.User
+	if needs.NewUser != nil {
+		if s.user, err = needs.NewUser(); err != nil {
+			return false, err
+		}
+		user = s.user.ID()
+	}
 	var ahead snapshot.Pages
 	if !o.NoPrefetch {
 		if ahead, err = h.Snapshots.Prefetch(ctx, s.parent.ID()); err != nil {
 			h.Log.Warn("nothing is fetched ahead", "snapshot", s.parent.ID(), "error", err) // it is advice
 		}
 	}
-	failed := func(reason error) { s.fail(fmt.Errorf("reading memory: %w", reason)) }
-	if s.pages, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), needs.User, ahead, failed); err != nil {
+	pages := &served{failed: make(chan struct{})}
+	failed := func(reason error) {
+		s.fail(fmt.Errorf("reading memory: %w", reason))
+		close(pages.failed)
+	}
+	if pages.socket, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), user, ahead, failed); err != nil {
 		return false, err
 	}
+	s.pages = pages
 	s.before = s.parent.Memory()
 	return true, nil
 }

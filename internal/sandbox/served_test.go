@@ -29,7 +29,7 @@ func (p *stubborn) Release(fork string) error {
 func TestReleaseIsNoReason(t *testing.T) {
 	var log bytes.Buffer
 	pages := &stubborn{}
-	s := &Sandbox{host: &Host{HostOptions{Pages: pages, Log: slog.New(slog.NewTextHandler(&log, nil))}}, id: uuid.New(), pages: "socket"}
+	s := &Sandbox{host: &Host{HostOptions{Pages: pages, Log: slog.New(slog.NewTextHandler(&log, nil))}}, id: uuid.New(), pages: &served{socket: "socket"}}
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Error(err)
 	}

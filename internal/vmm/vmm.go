@@ -100,6 +100,13 @@ type Config struct {
 	// The engine takes the descriptor over.
 	Disk *os.File
 
+	// DiskTree is, where Disk is a file of a file system that is attached nowhere, a mount of that file system, likewise. An engine whose VMM has a root of its own
+	// attaches it there. The file stays the caller's.
+	DiskTree *os.File
+
+	// User is whom the machine's VMM runs as, as Needs.NewUser returned it. Nil: that is the engine's choice. It stays the caller's.
+	User User
+
 	// Tap is the interface of a machine with NetTap. It is the caller's, who removes it after Close; the machine attaches to it.
 	Tap Tap
 
@@ -120,6 +127,15 @@ type Needs struct {
 	// is to be let near what serves them.
 	Served bool
 	User   int
+
+	// NewUser takes a user for a machine of whom it has to be known beforehand whom it runs as. Nil: they all run as User.
+	NewUser func() (User, error)
+}
+
+// User is a user that one machine alone runs as, until it is closed, which may be done more than once.
+type User interface {
+	ID() int
+	Close() error
 }
 
 // Particular is implemented by engines that have needs.

@@ -74,7 +74,8 @@ type world struct {
 	err  error
 }
 
-func newWorld(t *testing.T) *world {
+// built builds spore and returns the folder that it is in.
+func built(t *testing.T) string {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -83,8 +84,13 @@ func newWorld(t *testing.T) *world {
 	if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
 		t.Fatalf("building spore: %v\n%s", err, out)
 	}
+	return filepath.Join(root, "bin")
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
 	dir := t.TempDir()
-	w := &world{bin: filepath.Join(root, "bin"), image: filepath.Join(dir, "image"), store: filepath.Join(dir, "store"), cache: filepath.Join(dir, "cache")}
+	w := &world{bin: built(t), image: filepath.Join(dir, "image"), store: filepath.Join(dir, "store"), cache: filepath.Join(dir, "cache")}
 	if err := makeImage(w.image); err != nil {
 		t.Fatalf("making an image of busybox (`make deps` installs it): %v", err)
 	}

@@ -44,10 +44,11 @@ const (
 
 // Options are what builds are made with. Host and Dir must be set.
 type Options struct {
-	Host *sandbox.Host
-	Dir  string       // for the files that clients send; what is in it is deleted
-	Net  string       // network of the templates: none, user or tap; empty: none
-	Log  *slog.Logger // nil: none
+	Host   *sandbox.Host
+	Dir    string       // for the files that clients send; what is in it is deleted
+	Engine string       // what the templates are for; empty: the host's own
+	Net    string       // network of the templates: none, user or tap; empty: none
+	Log    *slog.Logger // nil: none
 }
 
 // Builds makes templates. Its methods may be called concurrently.
@@ -233,7 +234,7 @@ func (b *Builds) spec(build *Build) sandbox.CreateSpec {
 	m := build.machine
 	return sandbox.CreateSpec{
 		ID: build.ID, Names: build.Names, Arch: runtime.GOARCH, CPUs: m.CPUs, MemoryBytes: int64(m.MemoryMB) << 20,
-		DiskBytes: max(diskBytes, int64(m.FreeMB)<<20+diskBytes/2), Net: b.o.Net,
+		DiskBytes: max(diskBytes, int64(m.FreeMB)<<20+diskBytes/2), Engine: b.o.Engine, Net: b.o.Net,
 	}
 }
 

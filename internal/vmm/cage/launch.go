@@ -35,21 +35,53 @@ func launch(cmd *exec.Cmd, o Options) (wait func() error, err error) {
 	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked, so the thread ends with this goroutine
-		if err := errors.Join(enter(o.NetNS), filterCalls(o.Paged)); err != nil {
-			started <- err
-			return
+		drop, err := start(cmd, o)
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+			drop()
 		}
-		if err := cmd.Start(); err != nil {
-			started <- fmt.Errorf("starting %s: %w", cmd.Path, err)
-			return
-		}
-		started <- nil
-		ended <- cmd.Wait()
 	}()
 	if err := <-started; err != nil {
 		return nil, err
 	}
 	return func() error { return <-ended }, nil
+}
+
+// start starts cmd from this thread, which is given up to it. When it has ended drop is to be called.
+func start(cmd *exec.Cmd, o Options) (drop func(), err error) {
+	var tie *leash
+	drop, leave := func() {}, func() error { return nil }
+	if o.Room != nil {
+		if leave, err = enterRoom(o.Room); err != nil {
+			return nil, err
+		}
+		if tie, err = newLeash(cmd); err != nil {
+			return nil, errors.Join(err, leave())
+		}
+		drop = tie.drop
+	}
+	if err = errors.Join(enter(o.NetNS), filterCalls(o.Paged)); err == nil {
+		if err = cmd.Start(); err != nil {
+			err = fmt.Errorf("starting %s: %w", cmd.Path, err)
+		}
+	}
+	if o.Room == nil {
+		return drop, err
+	}
+	err = errors.Join(err, leave())
+	if err == nil {
+		err = tie.fasten(cmd.Process.Pid)
+	}
+	if err != nil {
+		if cmd.Process != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+		drop()
+		return nil, err
+	}
+	return drop, nil
 }
 
 // enter moves this thread, and with it what it starts, into a network namespace.

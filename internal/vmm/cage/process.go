@@ -33,6 +33,10 @@ type Options struct {
 	User  *syscall.Credential // nil: ours
 	NetNS string              // path of its network namespace; empty: ours
 	Paged bool                // as in vmm.Config
+
+	// Room is for a process that makes a user and a root of its own, as a jailer does. It is called in a thread that the process is started from next, which has
+	// mounts of its own and a network with nothing in it; what it mounts only that process sees, and is gone with it. Nil: the process has ours.
+	Room func() error
 }
 
 // Start starts cmd in a cage. What it prints is kept.

@@ -1,7 +1,7 @@
 // Package firecracker runs machines on a stock Firecracker, from 1.10 on. It needs KVM.
 //
 // A request goes through the files in this order: engine.go (what to run), binary.go and version.go (which binary, and what it can do), home.go (what the
-// process is handed), jail.go (its jail, if it gets one), machine.go (a running machine), boot.go and load.go (how it comes to run), state.go (how it is
+// process is handed), jail.go and cell.go (its jail, if it gets one), machine.go (a running machine), boot.go and load.go (how it comes to run), state.go (how it is
 // frozen). client.go and types.go are Firecracker's API.
 package firecracker
 
@@ -20,7 +20,7 @@ import (
 // Engine starts machines on Firecracker.
 type Engine struct {
 	programs Programs
-	jail     *Jail
+	jail     *jails              // nil: machines are in none
 	readable func(pid int) error // whether a process's page map can be read
 
 	mu    sync.Mutex
@@ -29,7 +29,11 @@ type Engine struct {
 
 // New returns an engine. With a jail, which takes root, every machine runs in one of its own.
 func New(p Programs, jail *Jail) *Engine {
-	return &Engine{programs: p, jail: jail, readable: pagemap.Readable, known: make(map[string]facts)}
+	e := &Engine{programs: p, readable: pagemap.Readable, known: make(map[string]facts)}
+	if jail != nil {
+		e.jail = &jails{Jail: *jail}
+	}
+	return e
 }
 
 // Name is the engine's name in metadata.
@@ -40,7 +44,11 @@ func (e *Engine) Name() string { return Name }
 
 // Needs implements [vmm.Particular].
 func (e *Engine) Needs() vmm.Needs {
-	n := vmm.Needs{DiskFile: true, ELFKernel: true, Served: e.jail == nil, User: os.Geteuid()} // in jails each machine has a user of its own
+	n := vmm.Needs{DiskFile: true, ELFKernel: true, Served: true, User: os.Geteuid()}
+	if e.jail != nil {
+		n.NewUser = e.jail.newUser
+		return n
+	}
 	if who := unprivileged(); who != nil {
 		n.User = int(who.Uid)
 	}
@@ -122,10 +130,13 @@ func (e *Engine) usable(ctx context.Context, arch string, accel vmm.Accel) (fact
 		return facts{}, fmt.Errorf("firecracker runs guests of the host's architecture, %s, and not %s: use --engine qemu", runtime.GOARCH, arch)
 	}
 	f, err := e.facts(ctx, arch)
-	if err != nil {
-		return facts{}, err
+	if err == nil {
+		err = f.version.check()
 	}
-	return f, f.version.check()
+	if err == nil && e.jail != nil {
+		err = e.jail.allows(ctx, f)
+	}
+	return f, err
 }
 
 // facts returns what the binary for an architecture says of itself. A binary that is replaced is asked again.

@@ -71,7 +71,7 @@ func (e *Engine) start(ctx context.Context, f facts, c vmm.Config) (_ *Machine, 
 // spawn starts the process. Its home is a folder in the machine's own or, if it gets a jail, the jail.
 func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (err error) {
 	if e.jail != nil {
-		return m.spawnJailed(ctx, *e.jail, f, c)
+		return m.spawnJailed(ctx, e.jail, f, c)
 	}
 	who := unprivileged()
 	if c.Uffd != "" {

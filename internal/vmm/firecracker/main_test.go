@@ -16,6 +16,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if task := os.Getenv(ownerEnv); task != "" {
+		if err := owner(task); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	fctest.Main()
 	os.Exit(m.Run())
 }

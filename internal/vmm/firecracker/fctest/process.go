@@ -76,6 +76,9 @@ func serve(version string, args []string) error {
 	id := flags.String("id", "anonymous-instance", "")
 	logPath := flags.String("log-path", "", "")
 	flags.String("level", "Info", "")
+	for _, name := range []string{"start-time-us", "start-time-cpu-us", "parent-cpu-time-us"} { // what a jailer says
+		flags.String(name, "", "")
+	}
 	metricsPath := flags.String("metrics-path", "", "")
 	askVersion := flags.Bool("version", false, "")
 	askFormat := flags.Bool("snapshot-version", false, "")
