@@ -104,7 +104,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 		err := &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: a sandbox sleeps in it, or has forks that stand on it", id), Hint: "fork that sandbox instead"}
 		return Info{}, errors.Join(err, f.letGo(t))
 	}
-	policy, err := reach(spec, t.snap.Metadata().Net)
+	policy, err := spec.Reach.policy(t.snap.Metadata().Net)
 	if err != nil {
 		return Info{}, errors.Join(err, f.letGo(t))
 	}
@@ -151,20 +151,20 @@ func (f *Fleet) enter(e *entry) error {
 	return nil
 }
 
-// reach is what a sandbox may reach by a network of the given kind.
-func reach(spec CreateSpec, net string) (network.Policy, error) {
-	deny := spec.DenyOut
-	if spec.Offline {
+// policy is what r means for a network of the given kind.
+func (r Reach) policy(net string) (network.Policy, error) {
+	deny := r.Deny
+	if r.Offline {
 		deny = append(slices.Clone(deny), "0.0.0.0/0")
 	}
-	policy, err := network.ParsePolicy(spec.AllowOut, deny)
+	policy, err := network.ParsePolicy(r.Allow, deny)
 	if err != nil {
 		return policy, &Error{Kind: Invalid, Message: err.Error()}
 	}
 	switch {
-	case len(policy.Allow) == 0 && len(policy.Deny) == 0, net == string(vmm.NetTap):
+	case policy.IsZero(), net == string(vmm.NetTap):
 		return policy, nil
-	case net != string(vmm.NetUser) && len(spec.AllowOut) == 0: // it reaches nothing anyway
+	case net != string(vmm.NetUser) && len(r.Allow) == 0: // it reaches nothing anyway
 		return network.Policy{}, nil
 	}
 	return policy, &Error{Kind: Invalid, Message: "the network of this template is not one whose traffic is filtered", Hint: "make the template with --net tap, or with --net none"}
@@ -172,7 +172,7 @@ func reach(spec CreateSpec, net string) (network.Policy, error) {
 
 // obtain returns a running machine of a template: one that waited, or one that is woken now. Those that wait may reach what they like.
 func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string, policy network.Policy) (live *sandbox.Sandbox, pooled bool, err error) {
-	if p := f.poolOf(t.id); p != nil && len(policy.Allow) == 0 && len(policy.Deny) == 0 {
+	if p := f.poolOf(t.id); p != nil && policy.IsZero() {
 		if live, err := p.pool.Take(ctx, env); live != nil || err != nil {
 			return live, true, err
 		}

@@ -73,10 +73,14 @@ type CreateSpec struct {
 	Metadata   map[string]string
 	Env        map[string]string // added to that of the template for all that runs in it
 
-	// AllowOut and DenyOut are addresses and networks that it may reach, or may not; allow wins. Offline denies all that is not allowed. Only a template with a
-	// tap interface can be told so.
-	AllowOut, DenyOut []string
-	Offline           bool
+	Reach Reach
+}
+
+// Reach says what a sandbox may reach: Allow and Deny are addresses and networks that it may, or may not; allow wins. Offline denies all that is not allowed.
+// Only a sandbox with a tap interface can be told so.
+type Reach struct {
+	Allow, Deny []string
+	Offline     bool
 }
 
 // Filter chooses sandboxes of a list.

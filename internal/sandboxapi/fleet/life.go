@@ -222,3 +222,26 @@ func (f *Fleet) until(ctx context.Context, e *entry, end time.Time, extend bool)
 		}
 	})
 }
+
+// SetReach says anew what a running sandbox may reach, which its forks may then, too. Errors are of the kinds Invalid, if its network is not one whose traffic
+// is filtered, NotFound, Gone, and Conflict, if it is paused.
+func (f *Fleet) SetReach(ctx context.Context, id string, r Reach) error {
+	e, err := f.ours(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer e.give()
+	i := e.get()
+	if i.State != Running {
+		return paused(id)
+	}
+	policy, err := r.policy(i.Net)
+	if err != nil {
+		return err
+	}
+	if err := e.live.SetPolicy(policy); err != nil {
+		return err
+	}
+	f.note(id, slog.LevelInfo, "may reach other destinations", map[string]string{"allowed": fmt.Sprint(policy.Allow), "denied": fmt.Sprint(policy.Deny)})
+	return f.change(context.WithoutCancel(ctx), e, func(e *entry) { e.info.Reach = policy })
+}
