@@ -7,7 +7,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sporevm/spore/internal/guest"
-	"github.com/sporevm/spore/internal/sandbox"
 )
 
 // attachable is a sandbox, of this process or of a daemon, that a command can be run in.
@@ -83,7 +82,7 @@ func (a *app) await(ctx context.Context, s attachable, cmd guest.Command, screen
 }
 
 // shell opens an interactive shell in the guest: bash where there is one.
-func (a *app) shell(ctx context.Context, s *sandbox.Sandbox) error {
+func (a *app) shell(ctx context.Context, s machine) error {
 	_, tty := terminal(a.In)
 	line := "if command -v bash >/dev/null 2>&1; then exec bash -l; else exec sh -l; fi"
 	cmd := s.Command([]string{"/bin/sh", "-c", line})

@@ -35,7 +35,7 @@ func (e *noDaemon) Error() string { return "no daemon listens on " + e.socket }
 
 // Hint says what to do about it.
 func (e *noDaemon) Hint() string {
-	return "start one by `spore serve`, or name another by --socket or SPORE_URL; run and resume work without one"
+	return "start one by `spore serve`, or name another by --socket or SPORE_URL; run and resume work without one, but for --detach"
 }
 
 // stateDir is the folder of the daemon's state.
@@ -66,6 +66,11 @@ func (a *app) daemon(ctx context.Context) (*client.Client, error) {
 	if url := a.Getenv("SPORE_URL"); url != "" && a.socketPath == "" {
 		return client.New(url, a.Getenv("SPORE_API_KEY"))
 	}
+	return a.localDaemon(ctx)
+}
+
+// localDaemon returns a client of the daemon of this host. The error is a *noDaemon if there is none.
+func (a *app) localDaemon(ctx context.Context) (*client.Client, error) {
 	path, err := a.socket()
 	if err != nil {
 		return nil, err

@@ -100,7 +100,9 @@ func TestLife(t *testing.T) {
 		{"POST", "/v2" + at + "/connect", ``, 200},
 		{"PUT", at + "/network", `{"allow_internet_access":true}`, 204},
 		{"PUT", at + "/network", `{"allow_internet_access":false}`, 400},
-		{"PUT", at + "/network", `{"denyOut":["10.0.0.0/8"]}`, 400},
+		{"PUT", at + "/network", `{"denyOut":["10.0.0.0/8"]}`, 204},
+		{"PUT", at + "/network", `{"denyOut":["nowhere"]}`, 400},
+		{"PUT", at + "/network", `{"rules":{"example.com":[]}}`, 400},
 		{"GET", at + "/metrics?start=1&end=2", ``, 200},
 		{"DELETE", at, ``, 204},
 		{"DELETE", at, ``, 404},
@@ -180,8 +182,14 @@ func TestReach(t *testing.T) {
 	if strings.Join(d.Network.AllowOut, " ") != "10.1.2.3/32" || strings.Join(d.Network.DenyOut, " ") != "0.0.0.0/0" || d.AllowInternetAccess == nil || *d.AllowInternetAccess {
 		t.Errorf("%+v", d)
 	}
-	if a := ask(t, web, "PUT", "/sandboxes/"+s.SandboxID+"/network", `{"allow_internet_access":false}`, nil); a.status != 204 {
+	// What an update leaves out is in force no longer.
+	if a := ask(t, web, "PUT", "/sandboxes/"+s.SandboxID+"/network", `{"denyOut":["10.0.0.0/8"]}`, nil); a.status != 204 {
 		t.Errorf("%d %s", a.status, a.body)
+	}
+	var after openapi.SandboxDetail
+	ask(t, web, "GET", "/sandboxes/"+s.SandboxID, "", nil).into(t, &after)
+	if len(after.Network.AllowOut) > 0 || strings.Join(after.Network.DenyOut, " ") != "10.0.0.0/8" || after.AllowInternetAccess == nil || !*after.AllowInternetAccess {
+		t.Errorf("%+v", after)
 	}
 }
 

@@ -162,6 +162,8 @@ func TestTap(t *testing.T) {
 		t.Errorf("after a crash: %v\n%s", err, out)
 	}
 
+	t.Run("a daemon's sandbox is told anew", func(t *testing.T) { testReach(t, command, filepath.Join(run, "daemon.sock"), wait) })
+
 	// What nothing would enforce is refused.
 	var exit *exec.ExitError
 	if out, err := spore("create", "dir:"+w.image, "--allow-net", networktest.Far); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, "tap") {
@@ -173,4 +175,77 @@ func TestTap(t *testing.T) {
 	if out, err := spore("run", "tap", "--", "true"); err == nil || !strings.Contains(out, "sysctl -w net.ipv4.ip_forward=1") {
 		t.Errorf("without forwarding: %v\n%s", err, out)
 	}
+}
+
+// testReach changes what a running sandbox may reach, and looks from inside; its forks may then reach the same.
+func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, wait func(string, func() bool)) {
+	daemon := command("serve", "--listen", "127.0.0.1:0", "--state", t.TempDir(), "--on-exit", "kill")
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		daemon.Process.Signal(os.Interrupt)
+		if err := daemon.Wait(); err != nil {
+			t.Errorf("the daemon: %v", err)
+		}
+		if left := slotLinks(t); len(left) > 0 {
+			t.Errorf("left of its machines: %v", left)
+		}
+	}()
+	wait("a daemon listens", func() bool {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	only := func(args ...string) string {
+		t.Helper()
+		out, err := command(args...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	id := only("fork", "tap")
+	look := func(id, address string, open bool) {
+		t.Helper()
+		out, err := command("exec", id, "--", "sh", "-c", ask(address)).CombinedOutput()
+		if open && (err != nil || strings.TrimSpace(string(out)) != networktest.Host) || !open && (err == nil || !strings.Contains(string(out), "refused")) {
+			t.Errorf("asking %s, which is to be open: %v: %v\n%s", address, open, err, out)
+		}
+	}
+	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	tell := func(body string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://spore/sandboxes/"+id+"/network", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := web.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if text, _ := io.ReadAll(res.Body); res.StatusCode != http.StatusNoContent {
+			t.Errorf("%s: %s %s", body, res.Status, text)
+		}
+	}
+	look(id, networktest.Far, true)
+	tell(`{"denyOut":["198.51.100.0/24"]}`)
+	look(id, networktest.Far, false)
+	look(id, networktest.Near, true)
+	tell(`{"allow_internet_access":false,"allowOut":["198.51.100.0/24"]}`)
+	look(id, networktest.Far, true)
+	look(id, networktest.Near, false)
+	// It stays so in a fork, and in sleep.
+	look(only("fork", id), networktest.Near, false)
+	only("pause", id)
+	only("wake", id)
+	look(id, networktest.Near, false)
+	tell(`{}`)
+	look(id, networktest.Near, true)
 }

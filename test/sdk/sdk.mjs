@@ -206,6 +206,7 @@ test('pause, resume, connect', async () => {
   assert.equal(await sandbox.pause(slow), true)
   assert.equal(await sandbox.pause(slow), false)
   assert.equal((await sandbox.getInfo()).state, 'paused')
+  assert.equal(await sandbox.isRunning(), false)
   await assert.rejects(sandbox.commands.run('true'))
   const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: minutes(10), ...slow })
   assert.equal(await again.files.read('/tmp/kept'), 'kept')
@@ -215,6 +216,22 @@ test('pause, resume, connect', async () => {
   await until(async () => (await n()) > after)
   await sandbox.connect(slow) // running: nothing happens
   assert.equal(await sandbox.isRunning(), true)
+})
+
+test('what it may reach', async () => {
+  // The template has no network: that it reaches nothing is true, and that it should reach something is refused.
+  await sandbox.updateNetwork({ allowInternetAccess: false })
+  await sandbox.updateNetwork({ denyOut: ['10.0.0.0/8'] })
+  await sandbox.updateNetwork({})
+  await assert.rejects(sandbox.updateNetwork({ allowOut: ['192.0.2.7'] }), /400.*--net tap/)
+  await assert.rejects(sandbox.updateNetwork({ denyOut: ['nowhere'] }), /400.*nowhere/)
+})
+
+test('time that is up at once', async () => {
+  const short = await Sandbox.create(template, { timeoutMs: minutes(5), ...slow })
+  await short.setTimeout(0)
+  await until(async () => !(await short.isRunning()))
+  assert.equal(await short.kill(slow), false)
 })
 
 test('forks', async () => {

@@ -220,6 +220,19 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 	return s, err
 }
 
+// Refresh gives a running sandbox at least d from now.
+func (c *Client) Refresh(ctx context.Context, id string, d time.Duration) error {
+	_, err := c.do(ctx, http.MethodPost, "/sandboxes/"+id+"/refreshes", map[string]int{"duration": int(d.Seconds())}, nil)
+	return err
+}
+
+// Template tells of the template that a name or id means.
+func (c *Client) Template(ctx context.Context, ref string) (openapi.Template, error) {
+	var t openapi.Template
+	_, err := c.do(ctx, http.MethodGet, "/templates/"+url.PathEscape(ref), nil, &t)
+	return t, err
+}
+
 // ForkReport is what a fork did to the sandbox that was forked.
 type ForkReport struct {
 	Snapshot  string

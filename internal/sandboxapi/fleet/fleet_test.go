@@ -422,10 +422,10 @@ func TestPool(t *testing.T) {
 		t.Error(err)
 	}
 	// What may reach nothing anyway can be told so, but not that it may reach something.
-	offline := d.create(fleet.CreateSpec{Offline: true})
-	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, AllowOut: []string{"192.0.2.7"}})
+	offline := d.create(fleet.CreateSpec{Reach: fleet.Reach{Offline: true}})
+	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, Reach: fleet.Reach{Allow: []string{"192.0.2.7"}}})
 	want(t, err, fleet.Invalid)
-	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, DenyOut: []string{"not an address"}})
+	_, err = d.Create(t.Context(), fleet.CreateSpec{Template: sandboxtest.Name, Reach: fleet.Reach{Deny: []string{"not an address"}}})
 	want(t, err, fleet.Invalid)
 	if err := d.Kill(t.Context(), offline.ID); err != nil {
 		t.Error(err)

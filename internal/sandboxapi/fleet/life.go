@@ -184,21 +184,27 @@ func (f *Fleet) timeUp(e *entry) {
 	}
 }
 
-// SetTimeout gives a running sandbox d from now, more or less than it had.
+// SetTimeout gives a running sandbox d from now, more or less than it had. With none its time is up.
 func (f *Fleet) SetTimeout(ctx context.Context, id string, d time.Duration) error {
+	if d != 0 {
+		var err error
+		if d, err = f.timeout(d); err != nil {
+			return err
+		}
+	}
 	return f.giveTime(ctx, id, d, false)
 }
 
-// Refresh gives a running sandbox at least d from now.
+// Refresh gives a running sandbox at least d from now; zero is the default.
 func (f *Fleet) Refresh(ctx context.Context, id string, d time.Duration) error {
-	return f.giveTime(ctx, id, d, true)
-}
-
-func (f *Fleet) giveTime(ctx context.Context, id string, d time.Duration, extend bool) error {
 	d, err := f.timeout(d)
 	if err != nil {
 		return err
 	}
+	return f.giveTime(ctx, id, d, true)
+}
+
+func (f *Fleet) giveTime(ctx context.Context, id string, d time.Duration, extend bool) error {
 	e, err := f.ours(ctx, id)
 	if err != nil {
 		return err

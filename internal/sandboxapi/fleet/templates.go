@@ -29,6 +29,9 @@ const (
 	labelPurpose = "spore.purpose" // pause, fork, snapshot
 )
 
+// sdkTemplate is the template that the public SDKs ask for by default.
+const sdkTemplate = "base"
+
 // sleepName is the name of the snapshot that a paused sandbox is. It keeps that from being collected as garbage.
 func sleepName(id string) string { return "sandbox/" + id }
 
@@ -75,8 +78,13 @@ func (f *Fleet) resolve(ctx context.Context, ref string) (uuid.UUID, error) {
 		return uuid.Nil, &Error{Kind: Invalid, Message: "no template is named"}
 	}
 	id, err := f.host.Snapshots.Resolve(ctx, ref)
-	if is[*snapshot.NotFoundError](err) || is[*snapshot.AmbiguousError](err) {
-		return uuid.Nil, &Error{Kind: NotFound, Message: err.Error(), Hint: "spore list shows what there is; spore create makes one"}
+	switch {
+	case is[*snapshot.AmbiguousError](err):
+		return uuid.Nil, &Error{Kind: NotFound, Message: err.Error(), Hint: "give all of its id"}
+	case is[*snapshot.NotFoundError](err) && ref == sdkTemplate:
+		return uuid.Nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %q, which SDKs ask for when they are told of none", ref), Hint: "name one of yours, or make it this one: spore tag NAME " + sdkTemplate}
+	case is[*snapshot.NotFoundError](err):
+		return uuid.Nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %q", ref), Hint: "spore list shows what there is; spore create makes one"}
 	}
 	return id, err
 }
