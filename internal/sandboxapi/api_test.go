@@ -55,7 +55,14 @@ func ask(t *testing.T, web *httptest.Server, method, path, body string, h http.H
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answered{res.StatusCode, res.Header, data}
+	a := answered{res.StatusCode, res.Header, data}
+	if a.status >= 400 && h.Get("E2b-Sandbox-Id") == "" && res.Header.Get("Content-Type") == "application/json" {
+		var e openapi.Error
+		if err := json.Unmarshal(data, &e); err != nil || e.Code != 0 && (int(e.Code) != a.status || e.Message == "" || e.Hint == "") {
+			t.Errorf("%s %s: %d %s: an error says its code, what is wrong, and what to do", method, path, a.status, data)
+		}
+	}
+	return a
 }
 
 // create makes a sandbox, as alice.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -203,6 +204,9 @@ func (f *Fleet) resume(ctx context.Context, t *template, o sandbox.ResumeOptions
 func (f *Fleet) startError(ctx context.Context, err error) error {
 	if is[*Error](err) || ctx.Err() != nil {
 		return err
+	}
+	if is[*snapshot.IncompatibleError](err) {
+		return &Error{Kind: Conflict, Message: err.Error(), Hint: "wake it on a host like the one that it was frozen on, or build the template again here"}
 	}
 	return fmt.Errorf("starting the sandbox: %w", err)
 }

@@ -309,6 +309,11 @@ func TestTimeUp(t *testing.T) {
 		t.Errorf("woken by a request, it says %q", got)
 	}
 	want(t, d.SetTimeout(t.Context(), slept.ID, 1000*time.Hour), fleet.Invalid)
+	// No time at all is the end of it, whatever that is.
+	if err := d.SetTimeout(t.Context(), slept.ID, 0); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "it sleeps again", func() bool { i, err := d.Get(t.Context(), slept.ID); return err == nil && i.State == fleet.Paused })
 	for _, i := range []fleet.Info{slept, longer} {
 		if err := d.Kill(t.Context(), i.ID); err != nil {
 			t.Error(err)
@@ -319,18 +324,52 @@ func TestTimeUp(t *testing.T) {
 
 // TestDeath kills a machine under its sandbox.
 func TestDeath(t *testing.T) {
-	d := newDaemon(t, nil)
+	var said journal
+	d := newDaemon(t, func(o *fleet.Options) { o.Log = slog.New(slog.NewTextHandler(&said, nil)) })
 	i := d.create(fleet.CreateSpec{})
 	client, err := d.Agent(t.Context(), i.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The guest ends itself: process 1 is the agent, and a kernel without it panics.
-	client.Start(t.Context(), guest.Command{Args: []string{"/bin/sh", "-c", "echo c > /proc/sysrq-trigger || reboot -f"}, User: "root"})
+	client.Start(t.Context(), guest.Command{Args: []string{"/bin/sh", "-c", "echo hunter2 > /dev/console; echo c > /proc/sysrq-trigger || reboot -f"}, User: "root"})
 	eventually(t, "it is gone", func() bool { _, err := d.Get(t.Context(), i.ID); return err != nil })
+	// What it printed is for its owner, and not for who reads the daemon's log.
+	kept := func() string {
+		entries, err := d.Logs(t.Context(), i.ID, time.Time{}, 0, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(entries)
+	}
+	eventually(t, "its console is kept", func() bool { return strings.Contains(kept(), "hunter2") })
+	if i, err := d.Get(t.Context(), i.ID); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "has died") {
+		t.Errorf("of its end others are told: %+v, %v", i, err)
+	}
+	if text := said.String(); !strings.Contains(text, i.ID) || strings.Contains(text, "hunter2") {
+		t.Errorf("the daemon's log: %s", text)
+	}
 	_, err = d.Agent(t.Context(), i.ID)
 	want(t, err, fleet.Gone)
 	d.isBare()
+}
+
+// journal keeps what is logged.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
 }
 
 // TestRestart ends the daemon orderly and finds the sandboxes again.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -90,11 +91,10 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 		}
 		f.discard(ctx, own)
 	}
-	fields := map[string]string{}
-	if log != "" {
-		fields["console"] = log
+	f.note(e.id, slog.LevelInfo, reason, nil)
+	if log != "" { // what a guest prints is its owner's, and nothing for the daemon's log
+		f.keep(e.id, slog.LevelInfo, "the end of its console", map[string]string{"console": log})
 	}
-	f.note(e.id, slog.LevelInfo, reason, fields)
 	f.scribe.write(func() {
 		if failed := f.db.trimLogs(ctx, e.id); failed != nil {
 			f.o.Log.Warn("trimming a log", "sandbox", e.id, "error", failed)
@@ -141,7 +141,8 @@ func (f *Fleet) mourn(e *entry, live *sandbox.Sandbox) {
 	}
 	reason := "its machine has ended"
 	if err := live.Err(); err != nil {
-		reason = err.Error()
+		// Below the first line are the machine's last words. The reason is told to whoever asks for one of its ports; those are for its owner.
+		reason, _, _ = strings.Cut(err.Error(), "\n")
 	}
 	if err := f.die(ctx, e, reason); err != nil {
 		f.o.Log.Error("a sandbox has died", "sandbox", e.id, "error", err)

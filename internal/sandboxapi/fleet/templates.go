@@ -50,7 +50,10 @@ func (f *Fleet) acquire(ctx context.Context, id uuid.UUID) (*template, error) {
 		err := t.err
 		f.letGo(t)
 		if is[*snapshot.NotFoundError](err) {
-			return nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %s", id), Err: nil}
+			return nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %s", id)}
+		}
+		if is[*snapshot.UntrustedError](err) {
+			return nil, &Error{Kind: Conflict, Message: err.Error(), Hint: "have it signed with a key that the daemon trusts"}
 		}
 		return nil, err
 	}
