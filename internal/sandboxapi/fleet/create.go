@@ -92,11 +92,11 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	begin := time.Now()
 	ctx, span := f.o.Tracer.Start(ctx, "create sandbox")
 	defer func() { endSpan(span, err) }()
-	done, err := f.admit(spec.Owner)
+	seat, err := f.admit(spec.Owner)
 	if err != nil {
 		return Info{}, err
 	}
-	defer done() // from here on the entry counts
+	defer seat.give()
 	t, err := f.acquire(ctx, id)
 	if err != nil {
 		return Info{}, err
@@ -116,7 +116,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	meta := t.snap.Metadata()
 	e := newEntry(record{Info: Info{
 		ID: hexID(live.ID()), Template: id, Name: name, Parent: parent, Owner: spec.Owner,
-		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(),
+		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(), Timeout: spec.Timeout,
 		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: maps.Clone(spec.Metadata),
 		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net, Reach: policy,
 		Snapshot: id,
@@ -129,7 +129,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	if err := f.enter(e); err != nil {
 		return Info{}, errors.Join(err, live.Close(), f.letGo(t))
 	}
-	f.runs(e, live, t, pooled, begin)
+	f.runs(e, seat, live, t, pooled, begin)
 	f.saveSoon(ctx, e)
 	f.scribe.write(func() {
 		if err := f.db.spawned(context.WithoutCancel(ctx), id); err != nil {
@@ -211,8 +211,8 @@ func (f *Fleet) startError(ctx context.Context, err error) error {
 	return fmt.Errorf("starting the sandbox: %w", err)
 }
 
-// runs makes a machine the life of a sandbox. The caller holds the turn, and writes it down.
-func (f *Fleet) runs(e *entry, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) {
+// runs makes a machine the life of a sandbox, which counts from here on in the place of the seat. The caller holds the turn, and writes it down.
+func (f *Fleet) runs(e *entry, seat *seat, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) {
 	before := e.get()
 	e.mu.Lock()
 	e.live, e.template = live, t
@@ -220,7 +220,12 @@ func (f *Fleet) runs(e *entry, live *sandbox.Sandbox, t *template, pooled bool, 
 	e.last, e.series = sample{}, nil
 	e.timer = time.AfterFunc(time.Until(e.info.End), func() { f.timeUp(e) })
 	e.mu.Unlock()
-	f.recount(before, e.get())
+	after := e.get()
+	f.mu.Lock()
+	seat.giveLocked() // in one step, or others would be refused for a sandbox that counts twice
+	f.count(before, -1)
+	f.count(after, +1)
+	f.mu.Unlock()
 	go f.mourn(e, live)
 }
 

@@ -42,7 +42,8 @@ type Info struct {
 	State    State
 	Reason   string // why it is dead
 	Started  time.Time
-	End      time.Time // when its time is up
+	End      time.Time     // when its time is up
+	Timeout  time.Duration // what it was made with
 
 	OnTimeout  Action
 	AutoResume bool // a request to it wakes it

@@ -309,12 +309,23 @@ func TestTimeUp(t *testing.T) {
 		t.Errorf("woken by a request, it says %q", got)
 	}
 	want(t, d.SetTimeout(t.Context(), slept.ID, 1000*time.Hour), fleet.Invalid)
+	// It then has at least the default; another one has as long as it was made for.
+	hours := d.create(fleet.CreateSpec{Timeout: 3 * time.Hour, OnTimeout: fleet.Pause, AutoResume: true})
+	if _, err := d.Pause(t.Context(), hours.ID); err != nil {
+		t.Fatal(err)
+	}
+	d.sh(hours.ID, "true")
+	for id, least := range map[string]time.Duration{slept.ID: 2 * time.Minute, hours.ID: 2 * time.Hour} {
+		if i, err := d.Get(t.Context(), id); err != nil || i.State != fleet.Running || i.End.Sub(i.Started) < least {
+			t.Errorf("woken by a request: %+v, %v; want %v at least", i, err, least)
+		}
+	}
 	// No time at all is the end of it, whatever that is.
 	if err := d.SetTimeout(t.Context(), slept.ID, 0); err != nil {
 		t.Error(err)
 	}
 	eventually(t, "it sleeps again", func() bool { i, err := d.Get(t.Context(), slept.ID); return err == nil && i.State == fleet.Paused })
-	for _, i := range []fleet.Info{slept, longer} {
+	for _, i := range []fleet.Info{slept, longer, hours} {
 		if err := d.Kill(t.Context(), i.ID); err != nil {
 			t.Error(err)
 		}

@@ -46,7 +46,8 @@ func (f *Fleet) Agent(ctx context.Context, id string) (*guest.Client, error) {
 		case info.State == Paused && !info.AutoResume:
 			return nil, paused(id)
 		}
-		if _, _, err := f.Connect(ctx, id, 0); err != nil {
+		// As the platform has it: as long as it was made for, and not too short for a client that goes on asking.
+		if _, _, err := f.Connect(ctx, id, min(max(info.Timeout, f.o.DefaultTimeout), f.o.MaxTimeout)); err != nil {
 			return nil, err
 		}
 	}
@@ -77,7 +78,9 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 		log = live.Log()
 	}
 	own := e.record().Own
-	err := f.change(ctx, e, func(e *entry) { e.info.State, e.info.Reason, e.own, e.pausing = Dead, reason, nil, uuid.Nil })
+	err := f.change(ctx, e, func(e *entry) {
+		e.info.State, e.info.Reason, e.own, e.pausing, e.series = Dead, reason, nil, uuid.Nil, nil
+	})
 	if live != nil {
 		if failed := live.Close(); failed != nil {
 			f.o.Log.Warn("ending a machine", "sandbox", e.id, "error", failed)
@@ -95,11 +98,7 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 	if log != "" { // what a guest prints is its owner's, and nothing for the daemon's log
 		f.keep(e.id, slog.LevelInfo, "the end of its console", map[string]string{"console": log})
 	}
-	f.scribe.write(func() {
-		if failed := f.db.trimLogs(ctx, e.id); failed != nil {
-			f.o.Log.Warn("trimming a log", "sandbox", e.id, "error", failed)
-		}
-	})
+	f.trim(ctx, e.id)
 	return err
 }
 

@@ -72,6 +72,15 @@ func (f *Fleet) keep(id string, level slog.Level, message string, fields map[str
 	})
 }
 
+// trim drops what is too old of a sandbox's log, now that it does not run.
+func (f *Fleet) trim(ctx context.Context, id string) {
+	f.scribe.write(func() {
+		if err := f.db.trimLogs(context.WithoutCancel(ctx), id); err != nil {
+			f.o.Log.Warn("trimming a log", "sandbox", id, "error", err)
+		}
+	})
+}
+
 // trimLogs drops all but a sandbox's youngest entries.
 func (d *database) trimLogs(ctx context.Context, id string) error {
 	_, err := d.db.ExecContext(ctx, `DELETE FROM logs WHERE sandbox = ? AND rowid NOT IN (SELECT rowid FROM logs WHERE sandbox = ? ORDER BY at DESC, rowid DESC LIMIT ?)`, id, id, maxLogs)
