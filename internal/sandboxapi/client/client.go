@@ -233,6 +233,13 @@ func (c *Client) Template(ctx context.Context, ref string) (openapi.Template, er
 	return t, err
 }
 
+// Logs tells what happened to a sandbox, oldest first.
+func (c *Client) Logs(ctx context.Context, id string) ([]openapi.LogEntry, error) {
+	var answer struct{ Logs []openapi.LogEntry }
+	_, err := c.do(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/logs?limit=1000", nil, &answer)
+	return answer.Logs, err
+}
+
 // ForkReport is what a fork did to the sandbox that was forked.
 type ForkReport struct {
 	Snapshot  string
