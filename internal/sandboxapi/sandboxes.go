@@ -25,6 +25,12 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 	case isFalse(q.AutoPauseMemory):
 		refuse(w, "autoPauseMemory: a pause always keeps the memory", "leave it out")
 		return
+	case len(q.VolumeMounts) > 0:
+		refuse(w, "volumeMounts: this daemon has no volumes", "copy the files into the template, or into the sandbox when it is there")
+		return
+	case len(q.Iam) > 0:
+		refuse(w, "iam: this daemon hands out no workload identities", "give the sandbox what it needs by envVars")
+		return
 	case q.AutoResume.Enabled && !q.AutoPause:
 		refuse(w, "autoResume: only a sandbox that is paused when its time is up can wake by itself", "set autoPause as well")
 		return

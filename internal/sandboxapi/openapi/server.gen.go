@@ -354,7 +354,7 @@ type NewSandbox struct {
 	// EnvVars Added to the environment of all that runs in it
 	EnvVars map[string]string `json:"envVars,omitempty,omitzero"`
 
-	// Iam There are no workload identities here
+	// Iam There are no workload identities here: any is refused
 	Iam map[string]interface{} `json:"iam,omitempty,omitzero"`
 
 	// Mcp For the SDK's own use
@@ -371,7 +371,7 @@ type NewSandbox struct {
 	// Timeout From now on; absent, where it may be, means the daemon's default
 	Timeout Seconds `json:"timeout,omitempty,omitzero"`
 
-	// VolumeMounts There are no volumes here
+	// VolumeMounts There are no volumes here: any is refused
 	VolumeMounts []map[string]interface{} `json:"volumeMounts,omitempty,omitzero"`
 }
 
