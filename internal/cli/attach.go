@@ -16,6 +16,11 @@ type attachable interface {
 	Err() error
 }
 
+// explainer is an attachable that may know more of why something failed than the error says.
+type explainer interface {
+	explain(ctx context.Context, err error) error
+}
+
 // attach runs a command in the guest with this process's streams as its own, to its end. With tty the command gets a terminal of its own, and ours
 // becomes a window to it.
 func (a *app) attach(ctx context.Context, s attachable, cmd guest.Command, stdin, tty bool) (guest.ExitStatus, error) {
@@ -75,8 +80,14 @@ func (a *app) await(ctx context.Context, s attachable, cmd guest.Command, screen
 		defer stop()
 	}
 	status, err := process.Wait()
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err == nil:
+		return status, nil
+	case ctx.Err() != nil:
 		return status, context.Cause(ctx)
+	}
+	if e, ok := s.(explainer); ok {
+		err = e.explain(ctx, err)
 	}
 	return status, err
 }

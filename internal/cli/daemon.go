@@ -107,9 +107,38 @@ func (a *app) completeSandboxes(cmd *cobra.Command, _ []string, _ string) ([]str
 }
 
 // far is a sandbox of a daemon as something to run commands in.
-type far struct{ agent *guest.Client }
+type far struct {
+	client *client.Client
+	id     string
+	agent  *guest.Client
+}
 
-func farSandbox(c *client.Client, s openapi.Sandbox) far { return far{c.Agent(s)} }
+func farSandbox(c *client.Client, s openapi.Sandbox) far { return far{c, s.SandboxID, c.Agent(s)} }
+
+// asleep says that a sandbox was paused under a command. The command goes on when it wakes.
+type asleep struct{ id string }
+
+func (e *asleep) Error() string { return "sandbox " + e.id + " was paused" }
+
+// Hint says what to do about it.
+func (e *asleep) Hint() string { return "the command goes on in it when it wakes: spore wake " + e.id }
+
+// explain implements explainer: it prefers what became of the sandbox over the end of a stream from it.
+func (f far) explain(ctx context.Context, err error) error {
+	now, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	s, failed := f.client.Get(now, f.id)
+	switch {
+	case is[*client.Error](failed):
+		return failed
+	case failed == nil && s.State == openapi.Paused:
+		return &asleep{f.id}
+	}
+	return err
+}
+
+// explainTimeout is how long an error may wait for a better one.
+const explainTimeout = 10 * time.Second
 
 // Agent implements attachable.
 func (f far) Agent() *guest.Client { return f.agent }

@@ -62,8 +62,6 @@ type machine interface {
 // leased is a sandbox of the daemon's that a command has made for itself.
 type leased struct {
 	far
-	client *client.Client
-	id     string
 	snap   *snapshot.Snapshot
 	took   time.Duration
 	cancel context.CancelFunc // of the renewals
@@ -81,6 +79,13 @@ func (l *leased) Metadata() *snapshot.Metadata { return l.snap.Metadata() }
 
 // Took implements machine.
 func (l *leased) Took() time.Duration { return l.took }
+
+// explain implements explainer. Who pauses the sandbox wants it to stay.
+func (l *leased) explain(ctx context.Context, err error) error {
+	err = l.far.explain(ctx, err)
+	l.kept = l.kept || is[*asleep](err)
+	return err
+}
 
 // Close ends the sandbox, unless it is to stay.
 func (l *leased) Close() error {
@@ -158,7 +163,7 @@ func (w waker) lease(ctx context.Context, c *client.Client, template string, sna
 		return nil, errors.Join(err, snap.Close())
 	}
 	renewing, cancel := context.WithCancel(ctx)
-	l := &leased{far: farSandbox(c, s), client: c, id: s.SandboxID, snap: snap, took: time.Since(begin), cancel: cancel}
+	l := &leased{far: farSandbox(c, s), snap: snap, took: time.Since(begin), cancel: cancel}
 	if !w.owner.detach {
 		go l.renew(renewing)
 	}
