@@ -50,6 +50,14 @@ func (s *Sandbox) SetPolicy(p network.Policy) error {
 	return nil
 }
 
+// restrict is SetPolicy for a machine that may reach all so far.
+func (s *Sandbox) restrict(p network.Policy) error {
+	if p.IsZero() {
+		return nil
+	}
+	return s.SetPolicy(p)
+}
+
 // network is the guest's part of its network; nil: it has none.
 func (s *Sandbox) network() (*api.Net, error) {
 	switch vmm.Network(s.meta.Net) {

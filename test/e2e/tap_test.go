@@ -184,7 +184,7 @@ func TestTap(t *testing.T) {
 // testReach changes what a running sandbox may reach, and looks from inside; its forks may then reach the same.
 func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, wait func(string, func() bool)) {
 	// The namespace that stands for the host has no loopback.
-	daemon := command("serve", "--listen", "0.0.0.0:0", "--state", t.TempDir(), "--on-exit", "kill")
+	daemon := command("serve", "--listen", "0.0.0.0:0", "--state", t.TempDir(), "--on-exit", "kill", "--pool", "tap=1")
 	daemon.Stderr = t.Output()
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
@@ -224,9 +224,9 @@ func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, w
 	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
-	tell := func(body string) {
+	call := func(method, path, body string, want int) string {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://spore/sandboxes/"+id+"/network", strings.NewReader(body))
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://spore"+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,9 +236,15 @@ func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, w
 			t.Fatal(err)
 		}
 		defer res.Body.Close()
-		if text, _ := io.ReadAll(res.Body); res.StatusCode != http.StatusNoContent {
-			t.Errorf("%s: %s %s", body, res.Status, text)
+		text, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != want {
+			t.Errorf("%s %s %s: %s %s %v", method, path, body, res.Status, text, err)
 		}
+		return string(text)
+	}
+	tell := func(body string) {
+		t.Helper()
+		call(http.MethodPut, "/sandboxes/"+id+"/network", body, http.StatusNoContent)
 	}
 	look(id, networktest.Far, true)
 	tell(`{"denyOut":["198.51.100.0/24"]}`)
@@ -254,4 +260,16 @@ func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, w
 	look(id, networktest.Near, false)
 	tell(`{}`)
 	look(id, networktest.Near, true)
+	// One that waits in a pool is told before it goes on.
+	wait("one waits", func() bool {
+		return strings.Contains(call(http.MethodGet, "/templates/tap", "", http.StatusOK), `"pool":1`)
+	})
+	made := call(http.MethodPost, "/v2/sandboxes", `{"templateID":"tap","network":{"denyOut":["198.51.100.0/24"]}}`, http.StatusCreated)
+	_, pooled, _ := strings.Cut(made, `"sandboxID":"`)
+	pooled, _, _ = strings.Cut(pooled, `"`)
+	if about := call(http.MethodGet, "/sandboxes/"+pooled, "", http.StatusOK); !strings.Contains(about, `"pooled":true`) {
+		t.Errorf("it did not wait: %s", about)
+	}
+	look(pooled, networktest.Far, false)
+	look(pooled, networktest.Near, true)
 }

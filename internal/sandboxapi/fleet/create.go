@@ -171,10 +171,10 @@ func (r Reach) policy(net string) (network.Policy, error) {
 	return policy, &Error{Kind: Invalid, Message: "the network of this template is not one whose traffic is filtered", Hint: "make the template with --net tap, or with --net none"}
 }
 
-// obtain returns a running machine of a template: one that waited, or one that is woken now. Those that wait may reach what they like.
+// obtain returns a running machine of a template: one that waited, or one that is woken now.
 func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string, policy network.Policy) (live *sandbox.Sandbox, pooled bool, err error) {
-	if p := f.poolOf(t.id); p != nil && policy.IsZero() {
-		if live, err := p.pool.Take(ctx, env); live != nil || err != nil {
+	if p := f.poolOf(t.id); p != nil {
+		if live, err := p.pool.Take(ctx, env, policy); live != nil || err != nil {
 			return live, true, err
 		}
 	}
