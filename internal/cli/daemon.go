@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -127,12 +128,13 @@ func (e *asleep) Hint() string { return "the command goes on in it when it wakes
 func (f far) explain(ctx context.Context, err error) error {
 	now, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	s, failed := f.client.Get(now, f.id)
+	// A sandbox that is being paused loses its streams first. This waits until it is, and changes nothing of one that runs.
+	failed := f.client.Refresh(now, f.id, time.Second)
 	switch {
+	case answered(failed, http.StatusConflict):
+		return &asleep{f.id}
 	case is[*client.Error](failed):
 		return failed
-	case failed == nil && s.State == openapi.Paused:
-		return &asleep{f.id}
 	}
 	return err
 }

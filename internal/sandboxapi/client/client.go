@@ -188,13 +188,6 @@ func (c *Client) Create(ctx context.Context, spec openapi.NewSandbox) (openapi.S
 	return s, err
 }
 
-// Get tells of a sandbox.
-func (c *Client) Get(ctx context.Context, id string) (openapi.SandboxDetail, error) {
-	var s openapi.SandboxDetail
-	_, err := c.do(ctx, http.MethodGet, "/sandboxes/"+id, nil, &s)
-	return s, err
-}
-
 // Kill ends a sandbox.
 func (c *Client) Kill(ctx context.Context, id string) error {
 	_, err := c.do(ctx, http.MethodDelete, "/sandboxes/"+id, nil, nil)
