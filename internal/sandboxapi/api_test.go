@@ -141,7 +141,7 @@ func TestList(t *testing.T) {
 		"/v2/sandboxes?template=py":                           {2, 0},
 		"/v2/sandboxes?metadata=" + wanted:                    {0},
 		"/v2/sandboxes?metadata=x%3Dy":                        {},
-		"/v2/sandboxes?startedAfter=1970-01-12T13:46:42.000Z": {2},
+		"/v2/sandboxes?startedAfter=1970-01-12T13:46:42.000Z": {2, 1},
 		"/v2/sandboxes?limit=1&order=asc":                     {0},
 		"/sandboxes":                                          {2, 0},
 		"/sandboxes?metadata=" + wanted:                       {0},
@@ -152,6 +152,9 @@ func TestList(t *testing.T) {
 		var got []string
 		for _, l := range listed {
 			got = append(got, l.SandboxID)
+			if l.Spore.Net != "tap" {
+				t.Errorf("%s: what spore knows of %s: %+v", query, l.SandboxID, l.Spore)
+			}
 		}
 		var names []string
 		for _, i := range want {

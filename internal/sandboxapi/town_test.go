@@ -164,7 +164,7 @@ func (tn *town) List(_ context.Context, f fleet.Filter) (fleet.Page, error) {
 		}
 		matches := maps.Collect(maps.All(f.Metadata))
 		maps.DeleteFunc(matches, func(k, v string) bool { return i.Metadata[k] == v })
-		if !slices.Contains(states, i.State) || f.Owner != "" && f.Owner != i.Owner || len(matches) > 0 || f.Template != "" && f.Template != i.Name || !i.Started.After(f.StartedAfter) {
+		if !slices.Contains(states, i.State) || f.Owner != "" && f.Owner != i.Owner || len(matches) > 0 || f.Template != "" && f.Template != i.Name || i.Started.Before(f.StartedAfter) {
 			continue
 		}
 		if i.State == fleet.Running {

@@ -90,8 +90,8 @@ type Filter struct {
 	States       []State           // none: Running and Paused
 	Metadata     map[string]string // all of it must match
 	Template     string            // name or id
-	StartedAfter time.Time
-	Oldest       bool // oldest first; else youngest first
+	StartedAfter time.Time         // or then
+	Oldest       bool              // oldest first; else youngest first
 
 	Limit int    // at most so many; zero: 100
 	Token string // where to go on: what the page before returned

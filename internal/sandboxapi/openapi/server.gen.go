@@ -770,7 +770,7 @@ type ListSandboxesParams struct {
 	// Template Only those of the template with this name or id
 	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
 
-	// StartedAfter Only those that were started later
+	// StartedAfter Only those that were started then or later
 	StartedAfter time.Time `form:"startedAfter,omitempty" json:"startedAfter,omitempty,omitzero"`
 
 	// Order By the time of their start
