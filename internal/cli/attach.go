@@ -7,7 +7,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sporevm/spore/internal/guest"
-	"github.com/sporevm/spore/internal/sandbox"
 )
 
 // attachable is a sandbox, of this process or of a daemon, that a command can be run in.
@@ -15,6 +14,11 @@ type attachable interface {
 	Agent() *guest.Client
 	Done() <-chan struct{} // closed when it has ended; Err then says why
 	Err() error
+}
+
+// explainer is an attachable that may know more of why something failed than the error says.
+type explainer interface {
+	explain(ctx context.Context, err error) error
 }
 
 // attach runs a command in the guest with this process's streams as its own, to its end. With tty the command gets a terminal of its own, and ours
@@ -76,14 +80,20 @@ func (a *app) await(ctx context.Context, s attachable, cmd guest.Command, screen
 		defer stop()
 	}
 	status, err := process.Wait()
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err == nil:
+		return status, nil
+	case ctx.Err() != nil:
 		return status, context.Cause(ctx)
+	}
+	if e, ok := s.(explainer); ok {
+		err = e.explain(ctx, err)
 	}
 	return status, err
 }
 
 // shell opens an interactive shell in the guest: bash where there is one.
-func (a *app) shell(ctx context.Context, s *sandbox.Sandbox) error {
+func (a *app) shell(ctx context.Context, s machine) error {
 	_, tty := terminal(a.In)
 	line := "if command -v bash >/dev/null 2>&1; then exec bash -l; else exec sh -l; fi"
 	cmd := s.Command([]string{"/bin/sh", "-c", line})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -35,7 +36,7 @@ func (e *noDaemon) Error() string { return "no daemon listens on " + e.socket }
 
 // Hint says what to do about it.
 func (e *noDaemon) Hint() string {
-	return "start one by `spore serve`, or name another by --socket or SPORE_URL; run and resume work without one"
+	return "start one by `spore serve`, or name another by --socket or SPORE_URL; run and resume work without one, but for --detach"
 }
 
 // stateDir is the folder of the daemon's state.
@@ -66,6 +67,11 @@ func (a *app) daemon(ctx context.Context) (*client.Client, error) {
 	if url := a.Getenv("SPORE_URL"); url != "" && a.socketPath == "" {
 		return client.New(url, a.Getenv("SPORE_API_KEY"))
 	}
+	return a.localDaemon(ctx)
+}
+
+// localDaemon returns a client of the daemon of this host. The error is a *noDaemon if there is none.
+func (a *app) localDaemon(ctx context.Context) (*client.Client, error) {
 	path, err := a.socket()
 	if err != nil {
 		return nil, err
@@ -102,9 +108,39 @@ func (a *app) completeSandboxes(cmd *cobra.Command, _ []string, _ string) ([]str
 }
 
 // far is a sandbox of a daemon as something to run commands in.
-type far struct{ agent *guest.Client }
+type far struct {
+	client *client.Client
+	id     string
+	agent  *guest.Client
+}
 
-func farSandbox(c *client.Client, s openapi.Sandbox) far { return far{c.Agent(s)} }
+func farSandbox(c *client.Client, s openapi.Sandbox) far { return far{c, s.SandboxID, c.Agent(s)} }
+
+// asleep says that a sandbox was paused under a command. The command goes on when it wakes.
+type asleep struct{ id string }
+
+func (e *asleep) Error() string { return "sandbox " + e.id + " was paused" }
+
+// Hint says what to do about it.
+func (e *asleep) Hint() string { return "the command goes on in it when it wakes: spore wake " + e.id }
+
+// explain implements explainer: it prefers what became of the sandbox over the end of a stream from it.
+func (f far) explain(ctx context.Context, err error) error {
+	now, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	// A sandbox that is being paused loses its streams first. This waits until it is, and changes nothing of one that runs.
+	failed := f.client.Refresh(now, f.id, time.Second)
+	switch {
+	case answered(failed, http.StatusConflict):
+		return &asleep{f.id}
+	case is[*client.Error](failed):
+		return failed
+	}
+	return err
+}
+
+// explainTimeout is how long an error may wait for a better one.
+const explainTimeout = 10 * time.Second
 
 // Agent implements attachable.
 func (f far) Agent() *guest.Client { return f.agent }

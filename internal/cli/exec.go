@@ -84,14 +84,7 @@ func (a *app) exec(ctx context.Context, ref string, args []string, f commandFlag
 
 // runIn runs a command as the flags say, to its end.
 func (a *app) runIn(ctx context.Context, s attachable, cmd guest.Command, f commandFlags) error {
-	for _, e := range f.env {
-		name, value, ok := strings.Cut(e, "=")
-		if !ok {
-			value = a.Getenv(name)
-		}
-		cmd.Env = withEnv(cmd.Env, name, value)
-	}
-	cmd.User, cmd.Dir = first(f.user, cmd.User), first(f.workdir, cmd.Dir)
+	a.complete(&cmd, f)
 	_, fromTerminal := terminal(a.In)
 	status, err := a.attach(ctx, s, cmd, f.interactive || f.tty || !fromTerminal, f.tty)
 	if err != nil {
@@ -101,4 +94,16 @@ func (a *app) runIn(ctx context.Context, s attachable, cmd guest.Command, f comm
 		return &commandStatus{status}
 	}
 	return nil
+}
+
+// complete adds to a command where, as whom and with what the flags have it run.
+func (a *app) complete(cmd *guest.Command, f commandFlags) {
+	for _, e := range f.env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok {
+			value = a.Getenv(name)
+		}
+		cmd.Env = withEnv(cmd.Env, name, value)
+	}
+	cmd.User, cmd.Dir = first(f.user, cmd.User), first(f.workdir, cmd.Dir)
 }

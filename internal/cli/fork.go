@@ -13,6 +13,9 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 )
 
+// createsAtOnce is how many requests wait in the daemon at a time: it starts as many machines as it has cores, and lets none wait forever.
+const createsAtOnce = 16
+
 // maxForks is how many sandboxes one command may make.
 const maxForks = 256
 
@@ -98,6 +101,7 @@ func createAll(ctx context.Context, c *client.Client, n int, spec openapi.NewSan
 	forks := make([]openapi.ForkResult, n)
 	errs := make([]error, n)
 	var g errgroup.Group
+	g.SetLimit(createsAtOnce)
 	for i := range n {
 		g.Go(func() error {
 			s, err := c.Create(ctx, spec)

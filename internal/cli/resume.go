@@ -26,6 +26,7 @@ type resumeFlags struct {
 	cold, noPrefetch bool
 	accel            string
 	reach            reachFlags
+	owner            ownerFlags
 
 	pause                                 bool
 	signalPause, cmdPause, cmdSignalPause string
@@ -39,6 +40,9 @@ func (a *app) resumeCommand() *cobra.Command {
 		Use:   "resume SNAPSHOT",
 		Short: "Wake a snapshot: look around, time it, or freeze it again",
 		Long: `Wakes a snapshot and opens a shell in it. The machine is gone when the shell ends; the snapshot never changes.
+
+Where a daemon runs on this host that has the snapshot, the machine is a sandbox of the daemon's, listed by spore ps. With --detach it stays, without a shell,
+and its id is printed. What is timed or frozen again runs in this process.
 
 With --iterations N it is woken N times instead, and each wake is timed from the call until the guest's agent has answered, by phases:
 open (description and device state, read and checked), memory (laid out flat in the cache: real work only the first time on a host), spawn (start of the VMM's
@@ -67,6 +71,8 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
 	f.reach.register(flags)
 	a.jailFlags(flags)
+	f.owner.register(flags)
+	a.daemonFlags(flags)
 	a.trustFlags(flags)
 	return c
 }
@@ -83,7 +89,7 @@ func (f *resumeFlags) register(flags *pflag.FlagSet) {
 }
 
 // check refuses what does not go together.
-func (f *resumeFlags) check() (id uuid.UUID, err error) {
+func (f *resumeFlags) check(a *app) (id uuid.UUID, err error) {
 	modes := 0
 	for _, on := range []bool{f.pause, f.signalPause != "", f.cmdPause != "", f.cmdSignalPause != ""} {
 		if on {
@@ -97,8 +103,13 @@ func (f *resumeFlags) check() (id uuid.UUID, err error) {
 		return id, usageErrorf("choose one of --pause, --signal-pause, --cmd-pause and --cmd-signal-pause")
 	case modes == 1 && f.iterations > 1:
 		return id, usageErrorf("--iterations %d: a snapshot to freeze again is woken once", f.iterations)
+	case f.owner.detach && (modes > 0 || f.iterations > 0 || f.cold || f.noPrefetch || f.accel != "auto"):
+		return id, usageErrorf("--detach leaves the machine to the daemon: it does not go with flags for what happens here")
 	case modes == 0 && (f.to != "" || len(f.names) > 0):
 		return id, usageErrorf("an id or a name for the child needs one of the pause flags")
+	}
+	if err := f.owner.check(a); err != nil {
+		return id, err
 	}
 	for _, name := range f.names {
 		if err := store.CheckName(name); err != nil {
@@ -142,7 +153,7 @@ func parseSignal(text string) (syscall.Signal, error) {
 }
 
 func (a *app) resume(ctx context.Context, ref string, f resumeFlags) (err error) {
-	id, err := f.check()
+	id, err := f.check(a)
 	if err != nil {
 		return err
 	}
@@ -154,9 +165,12 @@ func (a *app) resume(ctx context.Context, ref string, f resumeFlags) (err error)
 	if err != nil {
 		return err
 	}
-	w := waker{host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel, NoPrefetch: f.noPrefetch, Policy: policy}}
+	w := waker{app: a, owner: f.owner, host: host, ref: ref, options: sandbox.ResumeOptions{Accel: f.accel, NoPrefetch: f.noPrefetch, Policy: policy}}
 	if f.iterations > 0 && !f.pauses() {
 		return a.timeWakes(ctx, w, f.iterations, f.cold)
+	}
+	if !f.pauses() {
+		return a.visit(ctx, w)
 	}
 	progress := a.showSlow()
 	s, err := w.wake(ctx, progress)
@@ -166,13 +180,27 @@ func (a *app) resume(ctx context.Context, ref string, f resumeFlags) (err error)
 	progress.stop()
 	defer func() { err = errors.Join(err, s.Close()) }()
 	a.say("awake after %s ms", milliseconds(s.phases.Total))
-	if !f.pauses() {
-		return a.shell(ctx, s.Sandbox)
-	}
 	if err := a.untilPause(ctx, s.Sandbox, f); err != nil {
 		return err
 	}
 	return a.freeze(ctx, s, sandbox.PauseSpec{ID: id, Names: f.names})
+}
+
+// visit wakes a snapshot for a shell, or for the daemon to have.
+func (a *app) visit(ctx context.Context, w waker) (err error) {
+	progress := a.showSlow()
+	s, err := w.start(ctx, progress)
+	if err != nil {
+		return err
+	}
+	progress.stop()
+	defer func() { err = errors.Join(err, s.Close()) }()
+	a.say("awake after %s ms", milliseconds(s.Took()))
+	if l, ok := s.(*leased); ok && w.owner.detach {
+		l.kept = true
+		return a.println(l.id)
+	}
+	return a.shell(ctx, s)
 }
 
 // frozen is the result of a pause as --json shows it.

@@ -130,13 +130,16 @@ func destinationIn(c *nftables.Conn, t *nftables.Table, id uint32, name string, 
 	return rule(address(destinationAt), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}, then), nil
 }
 
-// installFilter writes the rules of a slot into its namespace: what its machine may reach, and that it is hidden behind the slot's address.
+// installFilter writes the rules of a slot into its namespace: what its machine may reach, and that it is hidden behind the slot's address. Rules that are
+// there already give way in the same step: no packet ever meets neither, or half of either.
 func installFilter(ns *os.File, subnet netip.Prefix, policy Policy) error {
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())), nftables.WithSockOptions(answersSoon))
 	if err != nil {
 		return fmt.Errorf("opening the packet filter: %w", err)
 	}
 	t := c.AddTable(&nftables.Table{Name: "spore", Family: nftables.TableFamilyINet})
+	c.DelTable(t) // it is there by now, old or new
+	c.AddTable(t)
 	refuseChain(c, t)
 	never, err := destinationIn(c, t, 1, "blocked", append(Blocked(), subnet), refuse)
 	if err != nil {
@@ -159,8 +162,9 @@ func installFilter(ns *os.File, subnet netip.Prefix, policy Policy) error {
 		rule(family(expr.CmpOpNeq, unix.NFPROTO_IPV4), drop),
 		rule(from(expr.CmpOpEq, machine), addressIn(sourceAt, expr.CmpOpNeq, netip.PrefixFrom(guestAddr, 32)), drop),
 		rule(state(broken), drop), // it would leave with the machine's own address
-		rule(state(known), accept),
+		rule(from(expr.CmpOpNeq, machine), state(known), accept),
 		rule(from(expr.CmpOpNeq, machine), drop),
+		// Connections that are there are no exception: a policy may have come after them.
 		never, allowed, denied, rest,
 	)
 	chain(c, t, "input", nftables.ChainHookInput, nftables.ChainPolicyDrop,

@@ -60,6 +60,14 @@ func settle(h *netlink.Handle, name string) error {
 	return nil
 }
 
+// SetPolicy says anew what the slot's machine may reach. It holds from the next packet on, for connections that are there as well.
+func (s *Slot) SetPolicy(policy Policy) error {
+	if err := policy.Check(); err != nil {
+		return err
+	}
+	return installFilter(s.namespace, s.pool.subnet, policy)
+}
+
 // LinkName is the name of the host's end of the slot's link.
 func (s *Slot) LinkName() string { return fmt.Sprintf("%s%d", LinkPrefix, s.number) }
 

@@ -3,9 +3,12 @@ package network_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,6 +42,87 @@ func TestSlotReachesWhatItsPolicyPermits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPolicyChanges has a machine that is connected while what it may reach changes.
+func TestPolicyChanges(t *testing.T) {
+	w := world(t)
+	slot := acquire(t, pool(t), network.Policy{})
+	machine := plug(t, slot)
+	open := map[string]net.Conn{}
+	for _, address := range []string{networktest.Near, networktest.Far} {
+		open[address] = converse(t, w, machine, address)
+	}
+	for _, c := range []struct{ allow, deny, open, closed string }{
+		{networktest.Near, "0.0.0.0/0", networktest.Near, networktest.Far + " " + networktest.Other},
+		{"", "", networktest.Near + " " + networktest.Far + " " + networktest.Other, ""},
+		{networktest.Far, "", networktest.Far, networktest.Near},
+	} {
+		if err := slot.SetPolicy(policy(t, c.allow, c.deny)); err != nil {
+			t.Fatal(err)
+		}
+		for _, address := range strings.Fields(c.open) {
+			reaches(t, machine, address)
+		}
+		for _, address := range append(strings.Fields(c.closed), networktest.Metadata) {
+			refused(t, machine, address)
+		}
+		for address, conn := range open {
+			err := says(conn)
+			if closed := strings.Contains(c.closed, address); closed != (err != nil) {
+				t.Errorf("allow %q, deny %q: the connection to %s that was there: %v", c.allow, c.deny, address, err)
+			}
+			if err != nil {
+				delete(open, address)
+			}
+		}
+	}
+	if len(open) > 0 {
+		t.Errorf("in the end there are connections to %v", open)
+	}
+	if err := slot.SetPolicy(network.Policy{Allow: network.Blocked()}); err == nil {
+		t.Error("what no slot may reach was allowed")
+	}
+}
+
+// converse connects a machine to a server of the world's that repeats what it is told.
+func converse(t *testing.T, w *networktest.World, machine *os.File, address string) (conn net.Conn) {
+	t.Helper()
+	err := network.Within(w.Namespace(), func() error {
+		l, err := net.Listen("tcp4", net.JoinHostPort(address, "7"))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			if conn, err := l.Accept(); err == nil {
+				io.Copy(conn, conn)
+				conn.Close()
+			}
+		}()
+		return network.Within(machine, func() error {
+			conn, err = net.DialTimeout("tcp4", l.Addr().String(), patience)
+			return err
+		})
+	})
+	if err == nil {
+		t.Cleanup(func() { conn.Close() })
+		err = says(conn)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// says checks that the other end of a conversation answers.
+func says(conn net.Conn) error {
+	conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, make([]byte, 5))
+	return err
 }
 
 func TestLongestPolicy(t *testing.T) {

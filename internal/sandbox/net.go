@@ -33,6 +33,31 @@ func (s *Sandbox) attach(c *vmm.Config) error {
 	return nil
 }
 
+// SetPolicy says anew what the machine may reach, from now on and for connections that are there as well. Only one with a tap interface can be told.
+func (s *Sandbox) SetPolicy(p network.Policy) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := checkPolicy(p, vmm.Network(s.meta.Net)); err != nil {
+		return err
+	}
+	if s.closed || s.slot == nil {
+		return nil // nothing to reach anything by
+	}
+	if err := s.slot.SetPolicy(p); err != nil {
+		return fmt.Errorf("changing what the machine may reach: %w", err)
+	}
+	s.policy = p
+	return nil
+}
+
+// restrict is SetPolicy for a machine that may reach all so far.
+func (s *Sandbox) restrict(p network.Policy) error {
+	if p.IsZero() {
+		return nil
+	}
+	return s.SetPolicy(p)
+}
+
 // network is the guest's part of its network; nil: it has none.
 func (s *Sandbox) network() (*api.Net, error) {
 	switch vmm.Network(s.meta.Net) {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/snapshot"
 )
 
@@ -68,14 +69,18 @@ func (h *Host) NewPool(snap *snapshot.Snapshot, o PoolOptions) *Pool {
 	return p
 }
 
-// Take returns a sandbox that runs, or nil when none waits: then the caller wakes one itself. Env is added to the environment of what is started in it.
-func (p *Pool) Take(ctx context.Context, env map[string]string) (*Sandbox, error) {
+// Take returns a sandbox that runs, or nil when none waits: then the caller wakes one itself. Env is added to the environment of what is started in it, and
+// policy is in force before it goes on.
+func (p *Pool) Take(ctx context.Context, env map[string]string, policy network.Policy) (*Sandbox, error) {
 	for {
 		s := p.pop()
 		if s == nil {
 			return nil, nil
 		}
-		err := s.Release(ctx, env)
+		err := s.restrict(policy)
+		if err == nil {
+			err = s.Release(ctx, env)
+		}
 		if err == nil {
 			return s, nil
 		}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore/internal/network"
 )
 
 func within(t *testing.T) context.Context {
@@ -90,7 +92,7 @@ func TestPool(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for range 2 {
-		s, err := p.Take(within(t), nil)
+		s, err := p.Take(within(t), nil, network.Policy{})
 		if err != nil || s == nil {
 			t.Fatalf("took %v, %v", s, err)
 		}
@@ -127,7 +129,7 @@ func TestPool(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-victim.Done()
-	s, err := p.Take(within(t), nil)
+	s, err := p.Take(within(t), nil, network.Policy{})
 	if err != nil || s == nil {
 		t.Fatalf("with one dead and one alive: took %v, %v", s, err)
 	}
@@ -142,7 +144,7 @@ func TestPool(t *testing.T) {
 	// Without room it gives up those that wait, and none is there to take.
 	room.Store(false)
 	eventually(t, "the pool is drained", func() bool { return p.Stats().Ready == 0 })
-	if s, err := p.Take(within(t), nil); s != nil || err != nil {
+	if s, err := p.Take(within(t), nil, network.Policy{}); s != nil || err != nil {
 		t.Errorf("a drained pool gave %v, %v", s, err)
 	}
 	if st := p.Stats(); st.Drained == 0 || st.Misses != 1 || st.Ready != 0 || st.Lost == 0 {

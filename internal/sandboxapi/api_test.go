@@ -55,7 +55,14 @@ func ask(t *testing.T, web *httptest.Server, method, path, body string, h http.H
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answered{res.StatusCode, res.Header, data}
+	a := answered{res.StatusCode, res.Header, data}
+	if a.status >= 400 && h.Get("E2b-Sandbox-Id") == "" && res.Header.Get("Content-Type") == "application/json" {
+		var e openapi.Error
+		if err := json.Unmarshal(data, &e); err != nil || e.Code != 0 && (int(e.Code) != a.status || e.Message == "" || e.Hint == "") {
+			t.Errorf("%s %s: %d %s: an error says its code, what is wrong, and what to do", method, path, a.status, data)
+		}
+	}
+	return a
 }
 
 // create makes a sandbox, as alice.
@@ -100,7 +107,9 @@ func TestLife(t *testing.T) {
 		{"POST", "/v2" + at + "/connect", ``, 200},
 		{"PUT", at + "/network", `{"allow_internet_access":true}`, 204},
 		{"PUT", at + "/network", `{"allow_internet_access":false}`, 400},
-		{"PUT", at + "/network", `{"denyOut":["10.0.0.0/8"]}`, 400},
+		{"PUT", at + "/network", `{"denyOut":["10.0.0.0/8"]}`, 204},
+		{"PUT", at + "/network", `{"denyOut":["nowhere"]}`, 400},
+		{"PUT", at + "/network", `{"rules":{"example.com":[]}}`, 400},
 		{"GET", at + "/metrics?start=1&end=2", ``, 200},
 		{"DELETE", at, ``, 204},
 		{"DELETE", at, ``, 404},
@@ -132,7 +141,7 @@ func TestList(t *testing.T) {
 		"/v2/sandboxes?template=py":                           {2, 0},
 		"/v2/sandboxes?metadata=" + wanted:                    {0},
 		"/v2/sandboxes?metadata=x%3Dy":                        {},
-		"/v2/sandboxes?startedAfter=1970-01-12T13:46:42.000Z": {2},
+		"/v2/sandboxes?startedAfter=1970-01-12T13:46:42.000Z": {2, 1},
 		"/v2/sandboxes?limit=1&order=asc":                     {0},
 		"/sandboxes":                                          {2, 0},
 		"/sandboxes?metadata=" + wanted:                       {0},
@@ -143,6 +152,9 @@ func TestList(t *testing.T) {
 		var got []string
 		for _, l := range listed {
 			got = append(got, l.SandboxID)
+			if l.Spore.Net != "tap" {
+				t.Errorf("%s: what spore knows of %s: %+v", query, l.SandboxID, l.Spore)
+			}
 		}
 		var names []string
 		for _, i := range want {
@@ -180,8 +192,14 @@ func TestReach(t *testing.T) {
 	if strings.Join(d.Network.AllowOut, " ") != "10.1.2.3/32" || strings.Join(d.Network.DenyOut, " ") != "0.0.0.0/0" || d.AllowInternetAccess == nil || *d.AllowInternetAccess {
 		t.Errorf("%+v", d)
 	}
-	if a := ask(t, web, "PUT", "/sandboxes/"+s.SandboxID+"/network", `{"allow_internet_access":false}`, nil); a.status != 204 {
+	// What an update leaves out is in force no longer.
+	if a := ask(t, web, "PUT", "/sandboxes/"+s.SandboxID+"/network", `{"denyOut":["10.0.0.0/8"]}`, nil); a.status != 204 {
 		t.Errorf("%d %s", a.status, a.body)
+	}
+	var after openapi.SandboxDetail
+	ask(t, web, "GET", "/sandboxes/"+s.SandboxID, "", nil).into(t, &after)
+	if len(after.Network.AllowOut) > 0 || strings.Join(after.Network.DenyOut, " ") != "10.0.0.0/8" || after.AllowInternetAccess == nil || !*after.AllowInternetAccess {
+		t.Errorf("%+v", after)
 	}
 }
 

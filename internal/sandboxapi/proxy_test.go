@@ -373,8 +373,12 @@ func TestSandboxesThatDoNotAnswer(t *testing.T) {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
-	for _, p := range []string{"49983", "80"} {
-		if a := ask(t, web, "GET", "/health", "", into(s, p)); a.status != 409 {
+	// By the agent's health SDKs tell whether it runs, and 502 is their no.
+	if a := ask(t, web, "GET", "/health", "", into(s, "49983")); a.status != 502 {
+		t.Errorf("paused: %d %s", a.status, a.body)
+	}
+	for p, path := range map[string]string{"49983": "/metrics", "80": "/health"} {
+		if a := ask(t, web, "GET", path, "", into(s, p)); a.status != 409 {
 			t.Errorf("paused: %d %s", a.status, a.body)
 		}
 		if a := ask(t, web, "GET", "/health", "", into(openapi.Sandbox{SandboxID: "nobody"}, p)); a.status != 404 {

@@ -25,17 +25,23 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 	case isFalse(q.AutoPauseMemory):
 		refuse(w, "autoPauseMemory: a pause always keeps the memory", "leave it out")
 		return
+	case len(q.VolumeMounts) > 0:
+		refuse(w, "volumeMounts: this daemon has no volumes", "copy the files into the template, or into the sandbox when it is there")
+		return
+	case len(q.Iam) > 0:
+		refuse(w, "iam: this daemon hands out no workload identities", "give the sandbox what it needs by envVars")
+		return
 	case q.AutoResume.Enabled && !q.AutoPause:
 		refuse(w, "autoResume: only a sandbox that is paused when its time is up can wake by itself", "set autoPause as well")
 		return
 	case len(q.Network.AdditionalProperties) > 0 || isFalse(q.Network.AllowPublicTraffic):
-		refuse(w, "network: this daemon filters by address, and changes no requests", "leave out all but allowOut and denyOut")
+		refuseNetwork(w)
 		return
 	}
 	spec := fleet.CreateSpec{
 		Template: q.TemplateID, Owner: caller(r.Context()), Timeout: seconds(q.Timeout), OnTimeout: fleet.Kill, AutoResume: q.AutoResume.Enabled,
 		Insecure: !secure && !q.Secure, Metadata: q.Metadata, Env: q.EnvVars,
-		AllowOut: q.Network.AllowOut, DenyOut: q.Network.DenyOut, Offline: isFalse(q.AllowInternetAccess),
+		Reach: fleet.Reach{Allow: q.Network.AllowOut, Deny: q.Network.DenyOut, Offline: isFalse(q.AllowInternetAccess)},
 	}
 	if q.AutoPause {
 		spec.OnTimeout = fleet.Pause
@@ -158,16 +164,24 @@ func (s routes) KillSandbox(w http.ResponseWriter, r *http.Request, id string) {
 }
 
 func (s routes) SetNetwork(w http.ResponseWriter, r *http.Request, id string) {
-	var q openapi.SetNetworkJSONRequestBody
-	if !s.read(w, r, (*openapi.SetNetworkJSONBody)(&q)) {
+	var q openapi.NetworkUpdate
+	if !s.read(w, r, &q) {
 		return
 	}
-	s.with(w, r, id, func(info fleet.Info) error {
-		if len(q.AdditionalProperties) > 0 || isFalse(q.AllowInternetAccess) && online(info) {
-			refuse(w, "this daemon does not change the network of a sandbox", "use a template that was made with the network that you want")
-			return nil
+	if len(q.AdditionalProperties) > 0 {
+		refuseNetwork(w)
+		return
+	}
+	s.with(w, r, id, func(fleet.Info) error {
+		if err := s.o.Sandboxes.SetReach(r.Context(), id, fleet.Reach{Allow: q.AllowOut, Deny: q.DenyOut, Offline: isFalse(q.AllowInternetAccess)}); err != nil {
+			return err
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	})
+}
+
+// refuseNetwork answers a request for what takes more than a filter of addresses.
+func refuseNetwork(w http.ResponseWriter) {
+	refuse(w, "network: this daemon filters by address, and changes no requests", "leave out all but allowOut and denyOut")
 }

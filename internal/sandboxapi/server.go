@@ -35,6 +35,7 @@ type Sandboxes interface {
 	Snapshot(ctx context.Context, id, name string) (uuid.UUID, []string, error)
 	SetTimeout(ctx context.Context, id string, d time.Duration) error
 	Refresh(ctx context.Context, id string, d time.Duration) error
+	SetReach(ctx context.Context, id string, r fleet.Reach) error
 	Agent(ctx context.Context, id string) (*guest.Client, error)
 	Metrics(ctx context.Context, id string, since, until time.Time) ([]fleet.Metric, error)
 	Logs(ctx context.Context, id string, after time.Time, limit int, oldestFirst bool) ([]fleet.LogEntry, error)

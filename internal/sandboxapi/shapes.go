@@ -57,7 +57,13 @@ func (s *Server) inList(info fleet.Info) openapi.ListedSandbox {
 	return openapi.ListedSandbox{
 		SandboxID: info.ID, TemplateID: info.Template.String(), Alias: info.Name, ClientID: clientID, EnvdVersion: api.PublicVersion,
 		StartedAt: info.Started.UTC(), EndAt: info.End.UTC(), State: openapi.SandboxState(info.State),
-		CPUCount: info.CPUs, MemoryMB: mib(info.MemoryBytes), DiskSizeMB: mib(info.DiskBytes), Metadata: info.Metadata,
+		CPUCount: info.CPUs, MemoryMB: mib(info.MemoryBytes), DiskSizeMB: mib(info.DiskBytes), Metadata: info.Metadata, Spore: origin(info),
+	}
+}
+
+func origin(info fleet.Info) openapi.SandboxOrigin {
+	return openapi.SandboxOrigin{
+		Parent: info.Parent, Snapshot: idOrEmpty(info.Snapshot), WakeMs: milliseconds(info.Wake), Pooled: info.Pooled, Net: info.Net, AgentVersion: info.AgentVersion,
 	}
 }
 
@@ -69,9 +75,7 @@ func (s *Server) inDetail(r *http.Request, info fleet.Info) openapi.SandboxDetai
 		StartedAt: info.Started.UTC(), EndAt: info.End.UTC(), State: openapi.SandboxState(info.State),
 		CPUCount: info.CPUs, MemoryMB: mib(info.MemoryBytes), DiskSizeMB: mib(info.DiskBytes), Metadata: info.Metadata,
 		Network: openapi.Network{AllowPublicTraffic: true, AllowOut: prefixes(info.Reach.Allow), DenyOut: prefixes(info.Reach.Deny)},
-		Spore: openapi.SandboxOrigin{
-			Parent: info.Parent, Snapshot: idOrEmpty(info.Snapshot), WakeMs: milliseconds(info.Wake), Pooled: info.Pooled, Net: info.Net, AgentVersion: info.AgentVersion,
-		},
+		Spore:   origin(info),
 	}
 	reaches := online(info)
 	d.AllowInternetAccess = &reaches

@@ -122,12 +122,9 @@ func (tn *town) Create(_ context.Context, spec fleet.CreateSpec) (fleet.Info, er
 	if i < 0 {
 		return fleet.Info{}, fault(fleet.NotFound, "there is no template %s", spec.Template)
 	}
-	reach, err := network.ParsePolicy(spec.AllowOut, spec.DenyOut)
+	reach, err := policy(spec.Reach)
 	if err != nil {
-		return fleet.Info{}, fault(fleet.Invalid, "%v", err)
-	}
-	if spec.Offline {
-		return fleet.Info{}, fault(fleet.Invalid, "the network of this template is not filtered")
+		return fleet.Info{}, err
 	}
 	timeout := cmp.Or(spec.Timeout, 5*time.Minute)
 	tn.born++
@@ -167,7 +164,7 @@ func (tn *town) List(_ context.Context, f fleet.Filter) (fleet.Page, error) {
 		}
 		matches := maps.Collect(maps.All(f.Metadata))
 		maps.DeleteFunc(matches, func(k, v string) bool { return i.Metadata[k] == v })
-		if !slices.Contains(states, i.State) || f.Owner != "" && f.Owner != i.Owner || len(matches) > 0 || f.Template != "" && f.Template != i.Name || !i.Started.After(f.StartedAfter) {
+		if !slices.Contains(states, i.State) || f.Owner != "" && f.Owner != i.Owner || len(matches) > 0 || f.Template != "" && f.Template != i.Name || i.Started.Before(f.StartedAfter) {
 			continue
 		}
 		if i.State == fleet.Running {
@@ -273,6 +270,27 @@ func (tn *town) Snapshots(_ context.Context, sandbox string) ([]fleet.Template, 
 		of := tn.frozen[t.ID]
 		return of == "" || sandbox != "" && of != sandbox
 	}), nil
+}
+
+func policy(r fleet.Reach) (network.Policy, error) {
+	if r.Offline {
+		return network.Policy{}, fault(fleet.Invalid, "the network of this template is not filtered")
+	}
+	p, err := network.ParsePolicy(r.Allow, r.Deny)
+	if err != nil {
+		err = fault(fleet.Invalid, "%v", err)
+	}
+	return p, err
+}
+
+func (tn *town) SetReach(_ context.Context, id string, r fleet.Reach) error {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	h, err := tn.find(id)
+	if err == nil {
+		h.info.Reach, err = policy(r)
+	}
+	return err
 }
 
 func (tn *town) SetTimeout(_ context.Context, id string, d time.Duration) error {

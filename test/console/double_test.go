@@ -66,7 +66,7 @@ type sandbox struct {
 	Version  string            `json:"envdVersion"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Token    string            `json:"envdAccessToken,omitempty"`
-	Spore    *origin           `json:"spore,omitempty"`
+	Spore    *origin           `json:"spore"`
 
 	agent *agent.Server
 	logs  []logEntry
@@ -197,7 +197,7 @@ func (d *double) list(*http.Request) (int, any, error) {
 	brief := make([]sandbox, len(all))
 	for i, s := range all {
 		brief[i] = *s
-		brief[i].Token, brief[i].Spore = "", nil
+		brief[i].Token = ""
 	}
 	return 200, brief, nil
 }

@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,6 +166,8 @@ func TestTap(t *testing.T) {
 		t.Errorf("after a crash: %v\n%s", err, out)
 	}
 
+	testReach(t, command, filepath.Join(run, "daemon.sock"), wait)
+
 	// What nothing would enforce is refused.
 	var exit *exec.ExitError
 	if out, err := spore("create", "dir:"+w.image, "--allow-net", networktest.Far); !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, "tap") {
@@ -173,4 +179,97 @@ func TestTap(t *testing.T) {
 	if out, err := spore("run", "tap", "--", "true"); err == nil || !strings.Contains(out, "sysctl -w net.ipv4.ip_forward=1") {
 		t.Errorf("without forwarding: %v\n%s", err, out)
 	}
+}
+
+// testReach changes what a running sandbox may reach, and looks from inside; its forks may then reach the same.
+func testReach(t *testing.T, command func(...string) *exec.Cmd, socket string, wait func(string, func() bool)) {
+	// The namespace that stands for the host has no loopback.
+	daemon := command("serve", "--listen", "0.0.0.0:0", "--state", t.TempDir(), "--on-exit", "kill", "--pool", "tap=1")
+	daemon.Stderr = t.Output()
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		daemon.Process.Signal(os.Interrupt)
+		if err := daemon.Wait(); err != nil {
+			t.Errorf("the daemon: %v", err)
+		}
+		if left := slotLinks(t); len(left) > 0 {
+			t.Errorf("left of its machines: %v", left)
+		}
+	}()
+	wait("a daemon listens", func() bool {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	only := func(args ...string) string {
+		t.Helper()
+		out, err := command(args...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	id := only("fork", "tap")
+	look := func(id, address string, open bool) {
+		t.Helper()
+		out, err := command("exec", id, "--", "sh", "-c", ask(address)).CombinedOutput()
+		if open && (err != nil || strings.TrimSpace(string(out)) != networktest.Host) || !open && (err == nil || !strings.Contains(string(out), "refused")) {
+			t.Errorf("asking %s, which is to be open: %v: %v\n%s", address, open, err, out)
+		}
+	}
+	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	call := func(method, path, body string, want int) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://spore"+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := web.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != want {
+			t.Errorf("%s %s %s: %s %s %v", method, path, body, res.Status, text, err)
+		}
+		return string(text)
+	}
+	tell := func(body string) {
+		t.Helper()
+		call(http.MethodPut, "/sandboxes/"+id+"/network", body, http.StatusNoContent)
+	}
+	look(id, networktest.Far, true)
+	tell(`{"denyOut":["198.51.100.0/24"]}`)
+	look(id, networktest.Far, false)
+	look(id, networktest.Near, true)
+	tell(`{"allow_internet_access":false,"allowOut":["198.51.100.0/24"]}`)
+	look(id, networktest.Far, true)
+	look(id, networktest.Near, false)
+	// It stays so in a fork, and in sleep.
+	look(only("fork", id), networktest.Near, false)
+	only("pause", id)
+	only("wake", id)
+	look(id, networktest.Near, false)
+	tell(`{}`)
+	look(id, networktest.Near, true)
+	// One that waits in a pool is told before it goes on.
+	wait("one waits", func() bool {
+		return strings.Contains(call(http.MethodGet, "/templates/tap", "", http.StatusOK), `"pool":1`)
+	})
+	made := call(http.MethodPost, "/v2/sandboxes", `{"templateID":"tap","network":{"denyOut":["198.51.100.0/24"]}}`, http.StatusCreated)
+	_, pooled, _ := strings.Cut(made, `"sandboxID":"`)
+	pooled, _, _ = strings.Cut(pooled, `"`)
+	if about := call(http.MethodGet, "/sandboxes/"+pooled, "", http.StatusOK); !strings.Contains(about, `"pooled":true`) {
+		t.Errorf("it did not wait: %s", about)
+	}
+	look(pooled, networktest.Far, false)
+	look(pooled, networktest.Near, true)
 }

@@ -132,11 +132,12 @@ test('a directory is watched', async () => {
   const events = []
   const handle = await sandbox.files.watchDir('/tmp/watched', (e) => events.push(e), { recursive: true, includeEntry: true, timeoutMs: minutes(5) })
   await sandbox.files.write('/tmp/watched/below/file', 'x')
+  // What an entry tells is looked up when its event is: a file that has moved on by then has none.
+  await until(() => events.some((e) => e.entry?.path === '/tmp/watched/below/file'))
   await sandbox.files.rename('/tmp/watched/below/file', '/tmp/watched/renamed')
   await sandbox.files.remove('/tmp/watched/renamed')
   const saw = (type, name) => events.some((e) => e.type === type && e.name === name)
   await until(() => saw(FilesystemEventType.CREATE, 'below/file') && saw(FilesystemEventType.WRITE, 'below/file') && saw(FilesystemEventType.REMOVE, 'renamed'))
-  assert.ok(events.some((e) => e.entry?.path === '/tmp/watched/below/file'), JSON.stringify(events))
   await handle.stop()
 })
 
@@ -206,6 +207,7 @@ test('pause, resume, connect', async () => {
   assert.equal(await sandbox.pause(slow), true)
   assert.equal(await sandbox.pause(slow), false)
   assert.equal((await sandbox.getInfo()).state, 'paused')
+  assert.equal(await sandbox.isRunning(), false)
   await assert.rejects(sandbox.commands.run('true'))
   const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: minutes(10), ...slow })
   assert.equal(await again.files.read('/tmp/kept'), 'kept')
@@ -215,6 +217,22 @@ test('pause, resume, connect', async () => {
   await until(async () => (await n()) > after)
   await sandbox.connect(slow) // running: nothing happens
   assert.equal(await sandbox.isRunning(), true)
+})
+
+test('what it may reach', async () => {
+  // The template has no network: that it reaches nothing is true, and that it should reach something is refused.
+  await sandbox.updateNetwork({ allowInternetAccess: false })
+  await sandbox.updateNetwork({ denyOut: ['10.0.0.0/8'] })
+  await sandbox.updateNetwork({})
+  await assert.rejects(sandbox.updateNetwork({ allowOut: ['192.0.2.7'] }), /400.*--net tap/)
+  await assert.rejects(sandbox.updateNetwork({ denyOut: ['nowhere'] }), /400.*nowhere/)
+})
+
+test('time that is up at once', async () => {
+  const short = await Sandbox.create(template, { timeoutMs: minutes(5), ...slow })
+  await short.setTimeout(0)
+  await until(async () => !(await short.isRunning()))
+  assert.equal(await short.kill(slow), false)
 })
 
 test('forks', async () => {

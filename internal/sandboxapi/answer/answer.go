@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 )
@@ -34,17 +36,37 @@ func JSON(w http.ResponseWriter, status int, v any) {
 	w.Write(append(body, '\n')) // a client that left is no concern of ours
 }
 
-// Error answers with an error. The hint, which may be empty, is what the client can do.
+// Error answers with an error. The hint is what the client can do; empty: what one can always do about such an error.
 func Error(w http.ResponseWriter, status int, message, hint string) {
 	JSON(w, status, Body(status, message, hint))
 }
 
-// Body is the body of an error.
+// Body is the body of an error. A hint of the error's own is in its message too, for clients that show nothing else.
 func Body(status int, message, hint string) openapi.Error {
-	if hint != "" {
-		message += " (" + hint + ")"
+	if hint == "" {
+		return openapi.Error{Code: int32(status), Message: message, Hint: usual(status)}
 	}
-	return openapi.Error{Code: int32(status), Message: message, Hint: hint}
+	return openapi.Error{Code: int32(status), Message: message + " (" + hint + ")", Hint: hint}
+}
+
+// usual is what one can do about an error of which nothing more is known.
+func usual(status int) string {
+	switch status {
+	case http.StatusNotFound:
+		return "list what there is"
+	case http.StatusConflict:
+		return "look at the state that it is in, and change that first"
+	case http.StatusRequestEntityTooLarge:
+		return "send less at once"
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return "try again after as many seconds as Retry-After says"
+	case http.StatusInsufficientStorage:
+		return "free some room on the daemon's disk: spore gc removes what nothing needs"
+	}
+	if status < http.StatusInternalServerError {
+		return "see /openapi.json"
+	}
+	return "try again; the daemon's log says more"
 }
 
 // Failure answers with an error of the fleet's. gone is the status for a sandbox that has died: 502 where it was asked to do something itself, 404 where
@@ -91,6 +113,9 @@ func Status(err error, gone int) (status, after int) {
 		return http.StatusTooManyRequests, after
 	case fleet.Busy:
 		return http.StatusServiceUnavailable, after
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return http.StatusInsufficientStorage, 0
 	}
 	return http.StatusInternalServerError, 0
 }

@@ -220,6 +220,26 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 	return s, err
 }
 
+// Refresh gives a running sandbox at least d from now.
+func (c *Client) Refresh(ctx context.Context, id string, d time.Duration) error {
+	_, err := c.do(ctx, http.MethodPost, "/sandboxes/"+id+"/refreshes", map[string]int{"duration": int(d.Seconds())}, nil)
+	return err
+}
+
+// Template tells of the template that a name or id means.
+func (c *Client) Template(ctx context.Context, ref string) (openapi.Template, error) {
+	var t openapi.Template
+	_, err := c.do(ctx, http.MethodGet, "/templates/"+url.PathEscape(ref), nil, &t)
+	return t, err
+}
+
+// Logs tells what happened to a sandbox, oldest first.
+func (c *Client) Logs(ctx context.Context, id string) ([]openapi.LogEntry, error) {
+	var answer struct{ Logs []openapi.LogEntry }
+	_, err := c.do(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/logs?limit=1000", nil, &answer)
+	return answer.Logs, err
+}
+
 // ForkReport is what a fork did to the sandbox that was forked.
 type ForkReport struct {
 	Snapshot  string

@@ -15,8 +15,29 @@ const startMemory = 96 << 20
 // retryBusy is when a host that is full may have room again.
 const retryBusy = 5 * time.Second
 
-// admit lets an owner have one more running sandbox, or says why not. done is called when the sandbox counts by itself, or when there will be none.
-func (f *Fleet) admit(owner string) (done func(), err error) {
+// seat is an owner's right to one more running sandbox, until that counts by itself.
+type seat struct {
+	f     *Fleet
+	use   *use
+	given bool
+}
+
+// giveLocked gives the seat back, once. f.mu is held.
+func (s *seat) giveLocked() {
+	if !s.given {
+		s.given = true
+		s.use.running--
+	}
+}
+
+func (s *seat) give() {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	s.giveLocked()
+}
+
+// admit lets an owner have one more running sandbox, or says why not. The seat is given back when the sandbox counts by itself, or when there will be none.
+func (f *Fleet) admit(owner string) (*seat, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing {
@@ -32,11 +53,7 @@ func (f *Fleet) admit(owner string) (done func(), err error) {
 		return nil, &Error{Kind: Quota, Message: fmt.Sprintf("%d sandboxes run, which is as many as a key may have", u.running), Hint: "kill or pause one", Retry: retryBusy}
 	}
 	u.running++
-	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		u.running--
-	}, nil
+	return &seat{f: f, use: u}, nil
 }
 
 // admitPause lets an owner have one more that sleeps.

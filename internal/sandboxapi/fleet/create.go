@@ -16,6 +16,7 @@ import (
 
 	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -91,11 +92,11 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	begin := time.Now()
 	ctx, span := f.o.Tracer.Start(ctx, "create sandbox")
 	defer func() { endSpan(span, err) }()
-	done, err := f.admit(spec.Owner)
+	seat, err := f.admit(spec.Owner)
 	if err != nil {
 		return Info{}, err
 	}
-	defer done() // from here on the entry counts
+	defer seat.give()
 	t, err := f.acquire(ctx, id)
 	if err != nil {
 		return Info{}, err
@@ -104,7 +105,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 		err := &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: a sandbox sleeps in it, or has forks that stand on it", id), Hint: "fork that sandbox instead"}
 		return Info{}, errors.Join(err, f.letGo(t))
 	}
-	policy, err := reach(spec, t.snap.Metadata().Net)
+	policy, err := spec.Reach.policy(t.snap.Metadata().Net)
 	if err != nil {
 		return Info{}, errors.Join(err, f.letGo(t))
 	}
@@ -115,7 +116,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	meta := t.snap.Metadata()
 	e := newEntry(record{Info: Info{
 		ID: hexID(live.ID()), Template: id, Name: name, Parent: parent, Owner: spec.Owner,
-		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(),
+		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(), Timeout: spec.Timeout,
 		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: maps.Clone(spec.Metadata),
 		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net, Reach: policy,
 		Snapshot: id,
@@ -128,7 +129,7 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	if err := f.enter(e); err != nil {
 		return Info{}, errors.Join(err, live.Close(), f.letGo(t))
 	}
-	f.runs(e, live, t, pooled, begin)
+	f.runs(e, seat, live, t, pooled, begin)
 	f.saveSoon(ctx, e)
 	f.scribe.write(func() {
 		if err := f.db.spawned(context.WithoutCancel(ctx), id); err != nil {
@@ -151,29 +152,29 @@ func (f *Fleet) enter(e *entry) error {
 	return nil
 }
 
-// reach is what a sandbox may reach by a network of the given kind.
-func reach(spec CreateSpec, net string) (network.Policy, error) {
-	deny := spec.DenyOut
-	if spec.Offline {
+// policy is what r means for a network of the given kind.
+func (r Reach) policy(net string) (network.Policy, error) {
+	deny := r.Deny
+	if r.Offline {
 		deny = append(slices.Clone(deny), "0.0.0.0/0")
 	}
-	policy, err := network.ParsePolicy(spec.AllowOut, deny)
+	policy, err := network.ParsePolicy(r.Allow, deny)
 	if err != nil {
 		return policy, &Error{Kind: Invalid, Message: err.Error()}
 	}
 	switch {
-	case len(policy.Allow) == 0 && len(policy.Deny) == 0, net == string(vmm.NetTap):
+	case policy.IsZero(), net == string(vmm.NetTap):
 		return policy, nil
-	case net != string(vmm.NetUser) && len(spec.AllowOut) == 0: // it reaches nothing anyway
+	case net != string(vmm.NetUser) && len(r.Allow) == 0: // it reaches nothing anyway
 		return network.Policy{}, nil
 	}
 	return policy, &Error{Kind: Invalid, Message: "the network of this template is not one whose traffic is filtered", Hint: "make the template with --net tap, or with --net none"}
 }
 
-// obtain returns a running machine of a template: one that waited, or one that is woken now. Those that wait may reach what they like.
+// obtain returns a running machine of a template: one that waited, or one that is woken now.
 func (f *Fleet) obtain(ctx context.Context, t *template, env map[string]string, policy network.Policy) (live *sandbox.Sandbox, pooled bool, err error) {
-	if p := f.poolOf(t.id); p != nil && len(policy.Allow) == 0 && len(policy.Deny) == 0 {
-		if live, err := p.pool.Take(ctx, env); live != nil || err != nil {
+	if p := f.poolOf(t.id); p != nil {
+		if live, err := p.pool.Take(ctx, env, policy); live != nil || err != nil {
 			return live, true, err
 		}
 	}
@@ -204,11 +205,14 @@ func (f *Fleet) startError(ctx context.Context, err error) error {
 	if is[*Error](err) || ctx.Err() != nil {
 		return err
 	}
+	if is[*snapshot.IncompatibleError](err) {
+		return &Error{Kind: Conflict, Message: err.Error(), Hint: "wake it on a host like the one that it was frozen on, or build the template again here"}
+	}
 	return fmt.Errorf("starting the sandbox: %w", err)
 }
 
-// runs makes a machine the life of a sandbox. The caller holds the turn, and writes it down.
-func (f *Fleet) runs(e *entry, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) {
+// runs makes a machine the life of a sandbox, which counts from here on in the place of the seat. The caller holds the turn, and writes it down.
+func (f *Fleet) runs(e *entry, seat *seat, live *sandbox.Sandbox, t *template, pooled bool, begin time.Time) {
 	before := e.get()
 	e.mu.Lock()
 	e.live, e.template = live, t
@@ -216,7 +220,12 @@ func (f *Fleet) runs(e *entry, live *sandbox.Sandbox, t *template, pooled bool, 
 	e.last, e.series = sample{}, nil
 	e.timer = time.AfterFunc(time.Until(e.info.End), func() { f.timeUp(e) })
 	e.mu.Unlock()
-	f.recount(before, e.get())
+	after := e.get()
+	f.mu.Lock()
+	seat.giveLocked() // in one step, or others would be refused for a sandbox that counts twice
+	f.count(before, -1)
+	f.count(after, +1)
+	f.mu.Unlock()
 	go f.mourn(e, live)
 }
 

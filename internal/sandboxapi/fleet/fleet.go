@@ -42,7 +42,8 @@ type Info struct {
 	State    State
 	Reason   string // why it is dead
 	Started  time.Time
-	End      time.Time // when its time is up
+	End      time.Time     // when its time is up
+	Timeout  time.Duration // what it was made with
 
 	OnTimeout  Action
 	AutoResume bool // a request to it wakes it
@@ -73,10 +74,14 @@ type CreateSpec struct {
 	Metadata   map[string]string
 	Env        map[string]string // added to that of the template for all that runs in it
 
-	// AllowOut and DenyOut are addresses and networks that it may reach, or may not; allow wins. Offline denies all that is not allowed. Only a template with a
-	// tap interface can be told so.
-	AllowOut, DenyOut []string
-	Offline           bool
+	Reach Reach
+}
+
+// Reach says what a sandbox may reach: Allow and Deny are addresses and networks that it may, or may not; allow wins. Offline denies all that is not allowed.
+// Only a sandbox with a tap interface can be told so.
+type Reach struct {
+	Allow, Deny []string
+	Offline     bool
 }
 
 // Filter chooses sandboxes of a list.
@@ -85,8 +90,8 @@ type Filter struct {
 	States       []State           // none: Running and Paused
 	Metadata     map[string]string // all of it must match
 	Template     string            // name or id
-	StartedAfter time.Time
-	Oldest       bool // oldest first; else youngest first
+	StartedAfter time.Time         // or then
+	Oldest       bool              // oldest first; else youngest first
 
 	Limit int    // at most so many; zero: 100
 	Token string // where to go on: what the page before returned

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,7 +46,8 @@ func (f *Fleet) Agent(ctx context.Context, id string) (*guest.Client, error) {
 		case info.State == Paused && !info.AutoResume:
 			return nil, paused(id)
 		}
-		if _, _, err := f.Connect(ctx, id, 0); err != nil {
+		// As the platform has it: as long as it was made for, and not too short for a client that goes on asking.
+		if _, _, err := f.Connect(ctx, id, min(max(info.Timeout, f.o.DefaultTimeout), f.o.MaxTimeout)); err != nil {
 			return nil, err
 		}
 	}
@@ -76,7 +78,9 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 		log = live.Log()
 	}
 	own := e.record().Own
-	err := f.change(ctx, e, func(e *entry) { e.info.State, e.info.Reason, e.own, e.pausing = Dead, reason, nil, uuid.Nil })
+	err := f.change(ctx, e, func(e *entry) {
+		e.info.State, e.info.Reason, e.own, e.pausing, e.series = Dead, reason, nil, uuid.Nil, nil
+	})
 	if live != nil {
 		if failed := live.Close(); failed != nil {
 			f.o.Log.Warn("ending a machine", "sandbox", e.id, "error", failed)
@@ -90,16 +94,11 @@ func (f *Fleet) die(ctx context.Context, e *entry, reason string) error {
 		}
 		f.discard(ctx, own)
 	}
-	fields := map[string]string{}
-	if log != "" {
-		fields["console"] = log
+	f.note(e.id, slog.LevelInfo, reason, nil)
+	if log != "" { // what a guest prints is its owner's, and nothing for the daemon's log
+		f.keep(e.id, slog.LevelInfo, "the end of its console", map[string]string{"console": log})
 	}
-	f.note(e.id, slog.LevelInfo, reason, fields)
-	f.scribe.write(func() {
-		if failed := f.db.trimLogs(ctx, e.id); failed != nil {
-			f.o.Log.Warn("trimming a log", "sandbox", e.id, "error", failed)
-		}
-	})
+	f.trim(ctx, e.id)
 	return err
 }
 
@@ -141,7 +140,8 @@ func (f *Fleet) mourn(e *entry, live *sandbox.Sandbox) {
 	}
 	reason := "its machine has ended"
 	if err := live.Err(); err != nil {
-		reason = err.Error()
+		// Below the first line are the machine's last words. The reason is told to whoever asks for one of its ports; those are for its owner.
+		reason, _, _ = strings.Cut(err.Error(), "\n")
 	}
 	if err := f.die(ctx, e, reason); err != nil {
 		f.o.Log.Error("a sandbox has died", "sandbox", e.id, "error", err)
@@ -184,21 +184,27 @@ func (f *Fleet) timeUp(e *entry) {
 	}
 }
 
-// SetTimeout gives a running sandbox d from now, more or less than it had.
+// SetTimeout gives a running sandbox d from now, more or less than it had. With none its time is up.
 func (f *Fleet) SetTimeout(ctx context.Context, id string, d time.Duration) error {
+	if d != 0 {
+		var err error
+		if d, err = f.timeout(d); err != nil {
+			return err
+		}
+	}
 	return f.giveTime(ctx, id, d, false)
 }
 
-// Refresh gives a running sandbox at least d from now.
+// Refresh gives a running sandbox at least d from now; zero is the default.
 func (f *Fleet) Refresh(ctx context.Context, id string, d time.Duration) error {
-	return f.giveTime(ctx, id, d, true)
-}
-
-func (f *Fleet) giveTime(ctx context.Context, id string, d time.Duration, extend bool) error {
 	d, err := f.timeout(d)
 	if err != nil {
 		return err
 	}
+	return f.giveTime(ctx, id, d, true)
+}
+
+func (f *Fleet) giveTime(ctx context.Context, id string, d time.Duration, extend bool) error {
 	e, err := f.ours(ctx, id)
 	if err != nil {
 		return err
@@ -221,4 +227,27 @@ func (f *Fleet) until(ctx context.Context, e *entry, end time.Time, extend bool)
 			e.timer.Reset(time.Until(end))
 		}
 	})
+}
+
+// SetReach says anew what a running sandbox may reach, which its forks may then, too. Errors are of the kinds Invalid, if its network is not one whose traffic
+// is filtered, NotFound, Gone, and Conflict, if it is paused.
+func (f *Fleet) SetReach(ctx context.Context, id string, r Reach) error {
+	e, err := f.ours(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer e.give()
+	i := e.get()
+	if i.State != Running {
+		return paused(id)
+	}
+	policy, err := r.policy(i.Net)
+	if err != nil {
+		return err
+	}
+	if err := e.live.SetPolicy(policy); err != nil {
+		return err
+	}
+	f.note(id, slog.LevelInfo, "may reach other destinations", map[string]string{"allowed": fmt.Sprint(policy.Allow), "denied": fmt.Sprint(policy.Deny)})
+	return f.change(context.WithoutCancel(ctx), e, func(e *entry) { e.info.Reach = policy })
 }

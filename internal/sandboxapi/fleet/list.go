@@ -88,7 +88,7 @@ func (f *Fleet) matcher(ctx context.Context, filter Filter) (func(Info) bool, er
 				return false
 			}
 		}
-		return filter.StartedAfter.IsZero() || i.Started.After(filter.StartedAfter)
+		return !i.Started.Before(filter.StartedAfter)
 	}, nil
 }
 

@@ -54,6 +54,11 @@ func (f *Fleet) note(id string, level slog.Level, message string, fields map[str
 		attrs = append(attrs, k, v)
 	}
 	f.o.Log.Log(context.Background(), level, message, attrs...)
+	f.keep(id, level, message, fields)
+}
+
+// keep writes down what happened to a sandbox, for its owner alone.
+func (f *Fleet) keep(id string, level slog.Level, message string, fields map[string]string) {
 	names := map[slog.Level]string{slog.LevelDebug: "debug", slog.LevelInfo: "info", slog.LevelWarn: "warn", slog.LevelError: "error"}
 	e := LogEntry{Time: time.Now().UTC(), Level: names[level], Message: message, Fields: fields}
 	f.scribe.write(func() {
@@ -63,6 +68,15 @@ func (f *Fleet) note(id string, level slog.Level, message string, fields map[str
 		}
 		if err != nil {
 			f.o.Log.Warn("a log entry could not be kept", "sandbox", id, "error", err)
+		}
+	})
+}
+
+// trim drops what is too old of a sandbox's log, now that it does not run.
+func (f *Fleet) trim(ctx context.Context, id string) {
+	f.scribe.write(func() {
+		if err := f.db.trimLogs(context.WithoutCancel(ctx), id); err != nil {
+			f.o.Log.Warn("trimming a log", "sandbox", id, "error", err)
 		}
 	})
 }

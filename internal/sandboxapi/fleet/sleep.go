@@ -61,6 +61,7 @@ func (f *Fleet) pause(ctx context.Context, e *entry) (err error) {
 	f.letGoAll(ctx, t)
 	f.metrics.paused(report.Stopped)
 	f.note(e.id, slog.LevelInfo, "paused", map[string]string{"snapshot": child.String(), "took": report.Total.Round(time.Microsecond).String()})
+	f.trim(ctx, e.id)
 	return err
 }
 
@@ -97,11 +98,11 @@ func (f *Fleet) wake(ctx context.Context, e *entry, end time.Time) (err error) {
 	ctx, span := f.o.Tracer.Start(ctx, "wake sandbox")
 	defer func() { endSpan(span, err) }()
 	i := e.get()
-	done, err := f.admit(i.Owner)
+	seat, err := f.admit(i.Owner)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer seat.give()
 	t, err := f.acquire(ctx, i.Snapshot)
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (f *Fleet) wake(ctx context.Context, e *entry, end time.Time) (err error) {
 	e.mu.Lock()
 	e.info.End = end
 	e.mu.Unlock()
-	f.runs(e, live, t, false, begin)
+	f.runs(e, seat, live, t, false, begin)
 	// Written down before anybody uses it: after a crash it is dead, and not what it once slept as.
 	if err := f.save(ctx, e); err != nil {
 		f.takeDown(e)

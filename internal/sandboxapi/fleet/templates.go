@@ -29,6 +29,9 @@ const (
 	labelPurpose = "spore.purpose" // pause, fork, snapshot
 )
 
+// sdkTemplate is the template that the public SDKs ask for by default.
+const sdkTemplate = "base"
+
 // sleepName is the name of the snapshot that a paused sandbox is. It keeps that from being collected as garbage.
 func sleepName(id string) string { return "sandbox/" + id }
 
@@ -47,7 +50,10 @@ func (f *Fleet) acquire(ctx context.Context, id uuid.UUID) (*template, error) {
 		err := t.err
 		f.letGo(t)
 		if is[*snapshot.NotFoundError](err) {
-			return nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %s", id), Err: nil}
+			return nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %s", id)}
+		}
+		if is[*snapshot.UntrustedError](err) {
+			return nil, &Error{Kind: Conflict, Message: err.Error(), Hint: "have it signed with a key that the daemon trusts"}
 		}
 		return nil, err
 	}
@@ -75,8 +81,13 @@ func (f *Fleet) resolve(ctx context.Context, ref string) (uuid.UUID, error) {
 		return uuid.Nil, &Error{Kind: Invalid, Message: "no template is named"}
 	}
 	id, err := f.host.Snapshots.Resolve(ctx, ref)
-	if is[*snapshot.NotFoundError](err) || is[*snapshot.AmbiguousError](err) {
-		return uuid.Nil, &Error{Kind: NotFound, Message: err.Error(), Hint: "spore list shows what there is; spore create makes one"}
+	switch {
+	case is[*snapshot.AmbiguousError](err):
+		return uuid.Nil, &Error{Kind: NotFound, Message: err.Error(), Hint: "give all of its id"}
+	case is[*snapshot.NotFoundError](err) && ref == sdkTemplate:
+		return uuid.Nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %q, which SDKs ask for when they are told of none", ref), Hint: "name one of yours, or make it this one: spore tag NAME " + sdkTemplate}
+	case is[*snapshot.NotFoundError](err):
+		return uuid.Nil, &Error{Kind: NotFound, Message: fmt.Sprintf("there is no template %q", ref), Hint: "spore list shows what there is; spore create makes one"}
 	}
 	return id, err
 }
@@ -96,30 +107,48 @@ func (f *Fleet) Templates(ctx context.Context) ([]Template, error) {
 	}
 	list := []Template{}
 	for _, i := range infos {
-		if m := i.Metadata; m != nil && m.HasMemory() && (m.Labels[labelPurpose] == "" || m.Labels[labelPurpose] == "snapshot") {
-			list = append(list, f.describe(m, i.Names, counts[i.ID]))
+		if isTemplate(i.Metadata) {
+			list = append(list, f.describe(i.Metadata, i.Names, counts[i.ID]))
 		}
 	}
 	slices.SortFunc(list, func(a, b Template) int { return b.Created.Compare(a.Created) })
 	return list, nil
 }
 
-// Template tells of one.
-func (f *Fleet) Template(ctx context.Context, ref string) (Template, error) {
+// isTemplate tells whether sandboxes can be made from a snapshot.
+func isTemplate(m *snapshot.Metadata) bool { return m.HasMemory() && StateOf(m) == "" }
+
+// Template tells of one. It reads no other, however many there are.
+func (f *Fleet) Template(ctx context.Context, ref string) (_ Template, err error) {
 	id, err := f.resolve(ctx, ref)
 	if err != nil {
 		return Template{}, err
 	}
-	all, err := f.Templates(ctx)
+	t, err := f.acquire(ctx, id)
 	if err != nil {
 		return Template{}, err
 	}
-	for _, t := range all {
-		if t.ID == id {
-			return t, nil
+	defer func() { err = errors.Join(err, f.letGo(t)) }()
+	if !isTemplate(t.snap.Metadata()) {
+		return Template{}, &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: it has a disk but no memory, or a sandbox sleeps in it", ref)}
+	}
+	all, err := f.host.Snapshots.Names(ctx)
+	if err != nil {
+		return Template{}, err
+	}
+	var names []string
+	for name, of := range all {
+		if of == id {
+			names = append(names, name)
 		}
 	}
-	return Template{}, &Error{Kind: NotFound, Message: fmt.Sprintf("%s is no template: it has a disk but no memory, or a sandbox sleeps in it", ref)}
+	slices.Sort(names)
+	f.scribe.flush()
+	counts, err := f.db.spawnCounts(ctx)
+	if err != nil {
+		return Template{}, err
+	}
+	return f.describe(t.snap.Metadata(), names, counts[id]), nil
 }
 
 func (f *Fleet) describe(m *snapshot.Metadata, names []string, n spawnCount) Template {

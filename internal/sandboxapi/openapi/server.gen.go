@@ -244,18 +244,21 @@ type Info struct {
 
 // ListedSandbox defines model for ListedSandbox.
 type ListedSandbox struct {
-	Alias       string       `json:"alias,omitempty,omitzero"`
-	ClientID    string       `json:"clientID"`
-	CPUCount    int          `json:"cpuCount"`
-	DiskSizeMB  int64        `json:"diskSizeMB"`
-	EndAt       time.Time    `json:"endAt"`
-	EnvdVersion string       `json:"envdVersion"`
-	MemoryMB    int64        `json:"memoryMB"`
-	Metadata    Metadata     `json:"metadata,omitempty,omitzero"`
-	SandboxID   SandboxID    `json:"sandboxID"`
-	StartedAt   time.Time    `json:"startedAt"`
-	State       SandboxState `json:"state"`
-	TemplateID  string       `json:"templateID"`
+	Alias       string    `json:"alias,omitempty,omitzero"`
+	ClientID    string    `json:"clientID"`
+	CPUCount    int       `json:"cpuCount"`
+	DiskSizeMB  int64     `json:"diskSizeMB"`
+	EndAt       time.Time `json:"endAt"`
+	EnvdVersion string    `json:"envdVersion"`
+	MemoryMB    int64     `json:"memoryMB"`
+	Metadata    Metadata  `json:"metadata,omitempty,omitzero"`
+	SandboxID   SandboxID `json:"sandboxID"`
+
+	// Spore What spore knows beyond what SDKs ask for
+	Spore      SandboxOrigin `json:"spore"`
+	StartedAt  time.Time     `json:"startedAt"`
+	State      SandboxState  `json:"state"`
+	TemplateID string        `json:"templateID"`
 }
 
 // LogEntry defines model for LogEntry.
@@ -319,6 +322,19 @@ type NetworkConfig struct {
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
+// NetworkUpdate All of what it may reach; what is left out is in force no longer
+type NetworkUpdate struct {
+	// AllowOut IPv4 addresses and networks that it may reach; wins over denyOut
+	AllowOut []string `json:"allowOut,omitempty,omitzero"`
+
+	// AllowInternetAccess False: it reaches nothing but what allowOut names
+	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
+
+	// DenyOut IPv4 addresses and networks that it may not reach
+	DenyOut              []string               `json:"denyOut,omitempty,omitzero"`
+	AdditionalProperties map[string]interface{} `json:"-"`
+}
+
 // NewSandbox defines model for NewSandbox.
 type NewSandbox struct {
 	// AllowInternetAccess False: it reaches nothing but what network.allowOut names; refused if the template's network can't be told so
@@ -338,7 +354,7 @@ type NewSandbox struct {
 	// EnvVars Added to the environment of all that runs in it
 	EnvVars map[string]string `json:"envVars,omitempty,omitzero"`
 
-	// Iam There are no workload identities here
+	// Iam There are no workload identities here: any is refused
 	Iam map[string]interface{} `json:"iam,omitempty,omitzero"`
 
 	// Mcp For the SDK's own use
@@ -355,7 +371,7 @@ type NewSandbox struct {
 	// Timeout From now on; absent, where it may be, means the daemon's default
 	Timeout Seconds `json:"timeout,omitempty,omitzero"`
 
-	// VolumeMounts There are no volumes here
+	// VolumeMounts There are no volumes here: any is refused
 	VolumeMounts []map[string]interface{} `json:"volumeMounts,omitempty,omitzero"`
 }
 
@@ -645,12 +661,6 @@ type GetMetricsParams struct {
 	End int64 `form:"end,omitempty" json:"end,omitempty,omitzero"`
 }
 
-// SetNetworkJSONBody defines parameters for SetNetwork.
-type SetNetworkJSONBody struct {
-	AllowInternetAccess  *bool                  `json:"allow_internet_access,omitempty"`
-	AdditionalProperties map[string]interface{} `json:"-"`
-}
-
 // PauseSandboxJSONBody defines parameters for PauseSandbox.
 type PauseSandboxJSONBody struct {
 	// Memory Memory is always kept; false is refused
@@ -760,7 +770,7 @@ type ListSandboxesParams struct {
 	// Template Only those of the template with this name or id
 	Template string `form:"template,omitempty" json:"template,omitempty,omitzero"`
 
-	// StartedAfter Only those that were started later
+	// StartedAfter Only those that were started then or later
 	StartedAfter time.Time `form:"startedAfter,omitempty" json:"startedAfter,omitempty,omitzero"`
 
 	// Order By the time of their start
@@ -860,7 +870,7 @@ type ConnectSandboxV1JSONRequestBody = Wake
 type ForkSandboxJSONRequestBody ForkSandboxJSONBody
 
 // SetNetworkJSONRequestBody defines body for SetNetwork for application/json ContentType.
-type SetNetworkJSONRequestBody SetNetworkJSONBody
+type SetNetworkJSONRequestBody = NetworkUpdate
 
 // PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
 type PauseSandboxJSONRequestBody PauseSandboxJSONBody
@@ -996,29 +1006,37 @@ func (a NetworkConfig) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// Getter for additional properties for SetNetworkJSONBody. Returns the specified
+// Getter for additional properties for NetworkUpdate. Returns the specified
 // element and whether it was found
-func (a SetNetworkJSONBody) Get(fieldName string) (value interface{}, found bool) {
+func (a NetworkUpdate) Get(fieldName string) (value interface{}, found bool) {
 	if a.AdditionalProperties != nil {
 		value, found = a.AdditionalProperties[fieldName]
 	}
 	return
 }
 
-// Setter for additional properties for SetNetworkJSONBody
-func (a *SetNetworkJSONBody) Set(fieldName string, value interface{}) {
+// Setter for additional properties for NetworkUpdate
+func (a *NetworkUpdate) Set(fieldName string, value interface{}) {
 	if a.AdditionalProperties == nil {
 		a.AdditionalProperties = make(map[string]interface{})
 	}
 	a.AdditionalProperties[fieldName] = value
 }
 
-// Override default JSON handling for SetNetworkJSONBody to handle AdditionalProperties
-func (a *SetNetworkJSONBody) UnmarshalJSON(b []byte) error {
+// Override default JSON handling for NetworkUpdate to handle AdditionalProperties
+func (a *NetworkUpdate) UnmarshalJSON(b []byte) error {
 	object := make(map[string]json.RawMessage)
 	err := json.Unmarshal(b, &object)
 	if err != nil {
 		return err
+	}
+
+	if raw, found := object["allowOut"]; found {
+		err = json.Unmarshal(raw, &a.AllowOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'allowOut': %w", err)
+		}
+		delete(object, "allowOut")
 	}
 
 	if raw, found := object["allow_internet_access"]; found {
@@ -1027,6 +1045,14 @@ func (a *SetNetworkJSONBody) UnmarshalJSON(b []byte) error {
 			return fmt.Errorf("error reading 'allow_internet_access': %w", err)
 		}
 		delete(object, "allow_internet_access")
+	}
+
+	if raw, found := object["denyOut"]; found {
+		err = json.Unmarshal(raw, &a.DenyOut)
+		if err != nil {
+			return fmt.Errorf("error reading 'denyOut': %w", err)
+		}
+		delete(object, "denyOut")
 	}
 
 	if len(object) != 0 {
@@ -1043,15 +1069,29 @@ func (a *SetNetworkJSONBody) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Override default JSON handling for SetNetworkJSONBody to handle AdditionalProperties
-func (a SetNetworkJSONBody) MarshalJSON() ([]byte, error) {
+// Override default JSON handling for NetworkUpdate to handle AdditionalProperties
+func (a NetworkUpdate) MarshalJSON() ([]byte, error) {
 	var err error
 	object := make(map[string]json.RawMessage)
+
+	if a.AllowOut != nil {
+		object["allowOut"], err = json.Marshal(a.AllowOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'allowOut': %w", err)
+		}
+	}
 
 	if a.AllowInternetAccess != nil {
 		object["allow_internet_access"], err = json.Marshal(a.AllowInternetAccess)
 		if err != nil {
 			return nil, fmt.Errorf("error marshaling 'allow_internet_access': %w", err)
+		}
+	}
+
+	if a.DenyOut != nil {
+		object["denyOut"], err = json.Marshal(a.DenyOut)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'denyOut': %w", err)
 		}
 	}
 
@@ -1102,7 +1142,7 @@ type ServerInterface interface {
 	// GetMetrics Measurements of a sandbox, oldest first
 	// (GET /sandboxes/{sandboxID}/metrics)
 	GetMetrics(w http.ResponseWriter, r *http.Request, sandboxID SandboxPath, params GetMetricsParams)
-	// SetNetwork Confirm the network that a sandbox has; what would change it is refused
+	// SetNetwork Say anew what a running sandbox may reach, from now on and for connections that are there too; 400 if the template's network can't be told so
 	// (PUT /sandboxes/{sandboxID}/network)
 	SetNetwork(w http.ResponseWriter, r *http.Request, sandboxID SandboxPath)
 	// PauseSandbox Freeze a sandbox; 409 if it is paused already
@@ -1117,7 +1157,7 @@ type ServerInterface interface {
 	// SnapshotSandbox Freeze a running sandbox as a template; it goes on running
 	// (POST /sandboxes/{sandboxID}/snapshots)
 	SnapshotSandbox(w http.ResponseWriter, r *http.Request, sandboxID SandboxPath)
-	// SetTimeout Say when a sandbox's time is up, sooner or later than it was
+	// SetTimeout Say when a sandbox's time is up, sooner or later than it was; 0 is now
 	// (POST /sandboxes/{sandboxID}/timeout)
 	SetTimeout(w http.ResponseWriter, r *http.Request, sandboxID SandboxPath)
 	// ListSnapshots Snapshots that were taken of sandboxes, youngest first

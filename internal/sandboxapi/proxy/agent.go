@@ -41,6 +41,11 @@ func (p *Proxy) serveAgent(w http.ResponseWriter, r *http.Request, t Target) {
 	if err == nil {
 		err = alive(info)
 	}
+	if r.URL.Path == api.PathHealth && fleet.KindOf(err) == fleet.Conflict {
+		// SDKs ask here whether a sandbox runs, and understand this alone as a no.
+		answer.Error(w, http.StatusBadGateway, err.Error(), "connect to it to wake it")
+		return
+	}
 	if err != nil {
 		answer.Failure(w, r, err, http.StatusBadGateway)
 		return

@@ -15,6 +15,16 @@ const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.
 /** Longest wait for anything that a page is to show. It is no measure of speed: machines may be slow. */
 export const patience = 120_000;
 
+/** A check that takes longer hangs: what a page is asked to compute has no limit of its own. */
+const longest = 3 * patience;
+
+/** What is not done in time is an error; it may go on, unheeded. */
+function within(limit, what, work) {
+  let timer;
+  const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(`not done in ${limit / 1000} s: ${what}`)), limit)));
+  return Promise.race([work, late]).finally(() => clearTimeout(timer));
+}
+
 export const looks = {
   light: { colorScheme: "light", viewport: { width: 1280, height: 800 } },
   dark: { colorScheme: "dark", viewport: { width: 1280, height: 800 } },
@@ -23,6 +33,13 @@ export const looks = {
 
 let failed = false;
 let browser;
+let current = "nothing yet";
+
+// Whoever loses patience with all of it wants to know where it stood.
+process.on("SIGTERM", () => {
+  console.error(`ended in the middle of: ${current}`);
+  process.exit(1);
+});
 
 /** Runs the checks in order, each with a fresh page that knows the key. */
 export async function run(checks) {
@@ -30,12 +47,16 @@ export async function run(checks) {
   try {
     for (const [name, look, check, options = {}] of checks) await one(name, look, check, options);
   } finally {
-    await browser.close();
+    await within(patience, "closing the browser", browser.close()).catch((err) => {
+      console.error(err.message);
+      failed = true;
+    });
   }
-  process.exitCode = failed ? 1 : 0;
+  process.exit(failed ? 1 : 0); // whatever still goes on
 }
 
 async function one(name, look, check, { signedIn = true } = {}) {
+  current = name;
   const context = await browser.newContext({ ...looks[look], acceptDownloads: true, reducedMotion: "reduce" });
   const problems = [];
   try {
@@ -50,13 +71,13 @@ async function one(name, look, check, { signedIn = true } = {}) {
     page.on("request", (r) => {
       if (!r.url().startsWith(base) && !r.url().startsWith("blob:") && !r.url().startsWith("data:")) problems.push(`a request to elsewhere: ${r.url()}`);
     });
-    await check(page);
+    await within(longest, name, check(page));
   } catch (err) {
     problems.unshift(err.stack ?? String(err));
     const page = context.pages()[0];
     if (page && shots) await page.screenshot({ path: join(shots, `failed-${name.replace(/\W+/g, "-")}.png`) }).catch(() => undefined);
   }
-  await context.close();
+  await within(patience, "closing the page", context.close()).catch((err) => problems.push(err.message));
   if (problems.length > 0) failed = true;
   console.log(JSON.stringify({ name, error: problems.join("\n") }));
 }

@@ -16,7 +16,7 @@ export interface Sandbox {
   diskSizeMB: number;
   envdVersion: string;
   metadata?: Record<string, string>;
-  spore?: Origin;
+  spore: Origin;
 }
 
 /** What spore knows beyond what SDKs ask for. */

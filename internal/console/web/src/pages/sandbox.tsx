@@ -69,7 +69,7 @@ export function SandboxPage({ id, tab, path }: { id: string; tab: Tab; path: str
 
 function Facts({ s }: { s: SandboxDetail }) {
   const now = useNow();
-  const { parent, wakeMs, pooled } = s.spore ?? {};
+  const { parent, wakeMs, pooled } = s.spore;
   const facts: [string, preact.ComponentChildren][] = [
     ["Template", <a href={to.tree(s.templateID)}>{s.alias ?? <code>{short(s.templateID)}</code>}</a>],
     ["Size", `${s.cpuCount} CPU, ${s.memoryMB} MiB, disk ${s.diskSizeMB} MiB`],

@@ -1,6 +1,5 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { sandboxes } from "../api/platform.ts";
-import type { Sandbox } from "../api/platform.ts";
 import { nameOf, spore } from "../api/spore.ts";
 import { to } from "../route.ts";
 import { extent, Graph } from "../tree/graph.tsx";
@@ -14,9 +13,6 @@ import { Actions } from "./actions.tsx";
 import { CreateDialog } from "./create.tsx";
 
 const zooms = [0.4, 0.6, 0.8, 1, 1.25, 1.6];
-
-/** At most so many sandboxes are asked one by one what they stand on, where the list does not say. */
-const asked = 40;
 
 export function TreePage({ focus }: { focus: string | undefined }) {
   const tree = usePoll("tree", load, 3000);
@@ -105,14 +101,7 @@ export function TreePage({ focus }: { focus: string | undefined }) {
 
 async function load(signal: AbortSignal) {
   const [snapshots, list] = await Promise.all([spore.tree(signal), sandboxes.list(signal)]);
-  const complete = await Promise.all(
-    list.map(async (s, i): Promise<Sandbox> => {
-      if (s.spore || i >= asked) return s;
-      // Who has gone since is found missing by the next list.
-      return sandboxes.get(s.sandboxID, signal).catch(() => s);
-    }),
-  );
-  return { snapshots, sandboxes: complete };
+  return { snapshots, sandboxes: list };
 }
 
 interface ChosenProps {
@@ -138,7 +127,7 @@ function Chosen({ node, compared, onCompare, onDone }: ChosenProps) {
           facts={[
             ["Size", `${s.cpuCount} CPU, ${s.memoryMB} MiB`],
             ["Started", moment(s.startedAt)],
-            ...(s.spore?.wakeMs ? [["Last wake", `${s.spore.wakeMs.toFixed(s.spore.wakeMs < 10 ? 1 : 0)} ms${s.spore.pooled ? ", from a pool" : ""}`] as [string, string]] : []),
+            ...(s.spore.wakeMs ? [["Last wake", `${s.spore.wakeMs.toFixed(s.spore.wakeMs < 10 ? 1 : 0)} ms${s.spore.pooled ? ", from a pool" : ""}`] as [string, string]] : []),
             ...Object.entries(s.metadata ?? {}),
           ]}
         />

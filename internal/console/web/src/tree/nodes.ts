@@ -24,6 +24,6 @@ export function nodes(snapshots: SnapshotNode[], sandboxes: Sandbox[], all: bool
     ...byAge.map((s) => ({ id: s.id, parent: ancestor(s.parent), title: nameOf(s), about: `${s.kind === "machine" ? "snapshot" : s.kind}, ${bytes(s.storedBytes)}`, snapshot: s })),
     ...[...sandboxes]
       .sort((a, b) => a.startedAt.localeCompare(b.startedAt) || a.sandboxID.localeCompare(b.sandboxID))
-      .map((s) => ({ id: s.sandboxID, parent: ancestor(s.spore?.snapshot ?? s.templateID), title: short(s.sandboxID), about: `sandbox, ${s.state}`, sandbox: s })),
+      .map((s) => ({ id: s.sandboxID, parent: ancestor(s.spore.snapshot ?? s.templateID), title: short(s.sandboxID), about: `sandbox, ${s.state}`, sandbox: s })),
   ];
 }
