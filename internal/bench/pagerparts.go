@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sporevm/spore/internal/pager"
 	"github.com/sporevm/spore/internal/pager/pagertest"
@@ -155,46 +158,64 @@ func (s *pagerSuite) prefetch(ctx context.Context) error {
 	return nil
 }
 
-// scaling measures the faults of eight threads, with machine and pager on one CPU and on two.
+// scaling measures the faults of eight threads, with machines and pager on one CPU and on two: threads of one machine, and of four forks.
 func (s *pagerSuite) scaling(ctx context.Context) error {
 	stats, err := s.tracker.Stats(ctx, s.template)
 	if err != nil {
 		return err
 	}
-	var took [3]Samples
-	for i := range s.Iterations {
-		for cpus := 1; cpus <= 2; cpus++ {
-			rate, err := s.faultRate(ctx, stats.PID, cpus, int64(i+1))
-			if err != nil {
-				return err
+	const forks = 4
+	for _, c := range []struct {
+		machines int
+		name     string
+	}{{1, "fault"}, {forks, "fork_fault"}} {
+		var took [3]Samples
+		for i := range s.Iterations {
+			for cpus := 1; cpus <= 2; cpus++ {
+				rate, err := s.faultRate(ctx, stats.PID, cpus, c.machines, int64(i+1))
+				if err != nil {
+					return err
+				}
+				took[cpus] = append(took[cpus], rate)
 			}
-			took[cpus] = append(took[cpus], rate)
 		}
+		s.report.Add(c.name+"s_1_core", "1000/s", took[1])
+		s.report.Add(c.name+"s_2_cores", "1000/s", took[2])
+		s.report.Ratio(c.name+"_scaling_2_cores", took[2].Median(), took[1].Median())
 	}
-	one, two := took[1], took[2]
-	s.report.Add("faults_1_core", "1000/s", one)
-	s.report.Add("faults_2_cores", "1000/s", two)
-	s.report.Ratio("fault_scaling_2_cores", two.Median(), one.Median())
 	return pin(stats.PID, 0)
 }
 
-// faultRate is how many thousand faults a second of a new machine are answered.
-func (s *pagerSuite) faultRate(ctx context.Context, pid, cpus int, seed int64) (float64, error) {
+// faultRate is how many thousand faults a second of some new machines, which have eight threads together, are answered.
+func (s *pagerSuite) faultRate(ctx context.Context, pid, cpus, machines int, seed int64) (rate float64, err error) {
 	if err := pin(pid, cpus); err != nil {
 		return 0, err
 	}
-	c, end, err := s.fork(ctx)
-	if err != nil {
+	clients := make([]*pagertest.Client, machines)
+	for i := range clients {
+		c, end, err := s.fork(ctx)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, end()) }()
+		if err := pin(c.PID(), cpus); err != nil {
+			return 0, err
+		}
+		clients[i] = c
+	}
+	took := make([]time.Duration, machines)
+	var group errgroup.Group
+	for i, c := range clients {
+		group.Go(func() error {
+			touched, err := c.Touch(windows(seed+int64(i), pagedVCPUs/machines, false))
+			took[i] = touched.Took
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
 		return 0, err
 	}
-	var touched pagertest.Touched
-	if err = pin(c.PID(), cpus); err == nil {
-		touched, err = c.Touch(windows(seed, pagedVCPUs, false))
-	}
-	if err := errors.Join(err, end()); err != nil {
-		return 0, err
-	}
-	return float64(pagedBytes/pager.FaultAround) / touched.Took.Seconds() / 1000, nil
+	return float64(machines*(pagedBytes/pager.FaultAround)) / slices.Max(took).Seconds() / 1000, nil
 }
 
 // resident measures the pager's own memory with one fork and with twenty-five, which have all touched the same.
