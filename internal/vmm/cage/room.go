@@ -1,10 +1,28 @@
 package cage
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
+
+// CheckRoom says why no process can have a room of its own here; nil: it can. It takes root, and a root directory that a file system is mounted at, as that of a chroot need
+// not be: what is mounted around a chroot can't be kept apart from within it.
+func CheckRoom() error {
+	if os.Geteuid() != 0 {
+		return errors.New("it takes root")
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, "/", 0, 0, &st); err != nil {
+		return fmt.Errorf("looking at the root directory: %w", err)
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return errors.New("the root directory is that of a chroot, which no file system is mounted at")
+	}
+	return nil
+}
 
 // enterRoom gives this thread mounts of its own, and a network with nothing in it, has furnish mount what the process is to find there, and returns how the thread gets
 // back to the mounts that it had. What is mounted meanwhile is seen by nobody else, and is gone with the last process that has it, however that ends.

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/sporevm/spore/internal/vmm/cage"
 )
 
 // Jail says how Firecracker's jailer confines machines. Every machine has a user, a group, a root, control groups and, unless it has a tap interface, an empty network
@@ -72,9 +74,13 @@ func (j Jail) Check(ctx context.Context, binary, version string) error {
 
 // check is the part of Check that needs no Firecracker.
 func (j Jail) check() error {
-	switch {
-	case os.Geteuid() != 0:
+	if os.Geteuid() != 0 {
 		return &NoJailError{"Firecracker's jailer takes root", "run spore as root"}
+	}
+	if err := cage.CheckRoom(); err != nil {
+		return &NoJailError{err.Error(), "run spore outside of it"}
+	}
+	switch {
 	case j.FirstID == 0 || j.IDs == 0 || uint64(j.FirstID)+uint64(j.IDs) > 1<<31:
 		return fmt.Errorf("jails with %d users from %d on: choose users that nobody else is", j.IDs, j.FirstID)
 	case j.CgroupVersion < 0 || j.CgroupVersion > 2:

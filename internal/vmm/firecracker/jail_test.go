@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/cage"
 	"github.com/sporevm/spore/internal/vmm/firecracker/fctest"
 	"github.com/sporevm/spore/internal/vmm/vmmtest"
 )
@@ -36,15 +37,15 @@ func TestJailArguments(t *testing.T) {
 	}
 }
 
-func needRoot(t *testing.T) {
+func needJail(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("jails take root")
+	if err := cage.CheckRoom(); err != nil {
+		t.Skipf("no jails here: %v", err)
 	}
 }
 
 func TestJailRefusals(t *testing.T) {
-	needRoot(t)
+	needJail(t)
 	good := Jail{Jailer: "/bin/true", Base: t.TempDir(), FirstID: 70000, IDs: 2}
 	if err := good.check(); err != nil {
 		t.Errorf("a good jail: %v", err)
@@ -69,7 +70,7 @@ func TestJailRefusals(t *testing.T) {
 
 // TestJailCheck checks that what a jail lacks is named.
 func TestJailCheck(t *testing.T) {
-	needRoot(t)
+	needJail(t)
 	dir := t.TempDir()
 	program := func(name, says string) string {
 		path := filepath.Join(dir, name)
@@ -107,7 +108,7 @@ func TestJailCheck(t *testing.T) {
 
 // TestJailUsers checks that no two machines are the same user, and that users come back.
 func TestJailUsers(t *testing.T) {
-	needRoot(t)
+	needJail(t)
 	j := &jails{Jail: Jail{Base: t.TempDir(), FirstID: 70000, IDs: 3}}
 	var users []vmm.User
 	seen := map[int]bool{}
@@ -150,7 +151,7 @@ func TestJailUsers(t *testing.T) {
 
 // jailed runs a test in a jail for tests and, where there are a real Firecracker and its jailer beside it, in a real one.
 func jailed(t *testing.T, test func(t *testing.T, binary string, jail Jail)) {
-	needRoot(t)
+	needJail(t)
 	needX86(t)
 	t.Run("test", func(t *testing.T) {
 		binary := fctest.InstallStatic(t, "1.16.1")
@@ -165,7 +166,7 @@ func jailed(t *testing.T, test func(t *testing.T, binary string, jail Jail)) {
 // realJail returns a jail for the real Firecracker, whose jailer lies beside it.
 func realJail(t *testing.T) (string, Jail) {
 	t.Helper()
-	needRoot(t)
+	needJail(t)
 	binary := realBinary(t)
 	jail := Jail{Base: t.TempDir(), FirstID: 71000, IDs: 8}
 	if found, err := New(Programs{Binary: binary}, nil).Installed(t.Context(), "amd64"); err != nil {
@@ -382,7 +383,7 @@ func TestJailOwnerDies(t *testing.T) {
 
 // TestJailSweepsProcesses checks that a process is ended whose user nobody has taken: its owner may die while it starts it.
 func TestJailSweepsProcesses(t *testing.T) {
-	needRoot(t)
+	needJail(t)
 	j := &jails{Jail: Jail{Base: t.TempDir(), FirstID: 72000, IDs: 2}}
 	taken, err := j.newUser()
 	if err != nil {

@@ -19,7 +19,9 @@ import (
 // slots hands out slots of a host that is a namespace of the test's own.
 func slots(t *testing.T) func() *network.Slot {
 	t.Helper()
-	needRoot(t)
+	if os.Geteuid() != 0 {
+		t.Skip("tap interfaces take root")
+	}
 	host, err := network.NewNamespace()
 	if err != nil {
 		t.Skipf("this machine lets the tests make no network namespace: %v", err)
