@@ -16,7 +16,6 @@ import (
 
 	"github.com/sporevm/spore/internal/pager"
 	"github.com/sporevm/spore/internal/pager/pagertest"
-	"github.com/sporevm/spore/internal/pager/uffd"
 	"github.com/sporevm/spore/internal/snapshot"
 )
 
@@ -54,11 +53,7 @@ func ownPages() error {
 
 // TestPagersOfTheDead kills a process that has memory served: the next one ends its pager and the machine that the pager serves, and removes what both had.
 func TestPagersOfTheDead(t *testing.T) {
-	fd, _, err := uffd.Open(uffd.EventRemove)
-	if err != nil {
-		t.Skipf("this machine gives no userfaultfd: %v", err)
-	}
-	fd.Close()
+	needUserfault(t)
 	root := t.TempDir()
 	for name, value := range map[string]string{
 		"HOME": root, "SPORE_STORE": filepath.Join(root, "store"), "SNAPSHOT_CACHE_DIR": filepath.Join(root, "cache"), "SANDBOX_DIR": filepath.Join(root, "run"),

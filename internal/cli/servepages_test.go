@@ -17,13 +17,19 @@ import (
 	"github.com/sporevm/spore/internal/store"
 )
 
-// A snapshot's memory from a store, through the processes that are there in real life.
-func TestServePages(t *testing.T) {
+// needUserfault skips a test where the kernel serves no page faults to this user.
+func needUserfault(t *testing.T) {
+	t.Helper()
 	fd, _, err := uffd.Open(uffd.EventRemove)
 	if err != nil {
 		t.Skipf("this machine gives no userfaultfd: %v", err)
 	}
 	fd.Close()
+}
+
+// A snapshot's memory from a store, through the processes that are there in real life.
+func TestServePages(t *testing.T) {
+	needUserfault(t)
 	root := t.TempDir()
 	st, err := store.OpenDir(filepath.Join(root, "store"))
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/sporevm/spore/internal/pager"
 	"github.com/sporevm/spore/internal/pager/pagertest"
-	"github.com/sporevm/spore/internal/pager/uffd"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 	"github.com/sporevm/spore/internal/store/bucket"
@@ -23,11 +22,7 @@ import (
 // TestPagersShareLayers serves two snapshots that share a layer from a bucket, each by a pager of its own. What the first has fetched the second needs no more to be
 // there; where nobody has fetched it, its machine is ended.
 func TestPagersShareLayers(t *testing.T) {
-	fd, _, err := uffd.Open(uffd.EventRemove)
-	if err != nil {
-		t.Skipf("this machine gives no userfaultfd: %v", err)
-	}
-	fd.Close()
+	needUserfault(t)
 	ctx, root := t.Context(), t.TempDir()
 	near, far := filepath.Join(root, "store"), services.URL("s3", "")
 	t.Setenv("HOME", root)
