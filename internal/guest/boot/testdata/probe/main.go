@@ -31,10 +31,14 @@ func main() {
 	}
 }
 
-// tick counts in a file until it is killed.
+// tick counts in a file until it is killed. Whoever reads the file, also while this process is frozen, finds a number in it and never half a write.
 func tick(args []string) error {
+	next := args[0] + ".next"
 	for n := 1; ; n++ {
-		if err := os.WriteFile(args[0], fmt.Appendf(nil, "%d %d\n", n, os.Getpid()), 0o644); err != nil {
+		if err := os.WriteFile(next, fmt.Appendf(nil, "%d %d\n", n, os.Getpid()), 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(next, args[0]); err != nil {
 			return err
 		}
 		time.Sleep(10 * time.Millisecond)
