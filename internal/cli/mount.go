@@ -122,8 +122,8 @@ type mountRequest struct {
 	Dir       string `json:"dir"`
 	Writable  bool   `json:"writable"`
 	Verify    bool   `json:"verify"`
-	Size      int64  `json:"size"`   // of an empty disk
-	BlockSize int    `json:"format"` // of an empty disk
+	Size      int64  `json:"size"`       // of an empty disk
+	BlockSize int    `json:"block_size"` // of an empty disk
 }
 
 // mountReply is what it says once the disk is mounted.
