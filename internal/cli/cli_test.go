@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,6 +61,40 @@ func TestWriteDocsRemovesOldPages(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "create.md")); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEnvironmentIsDocumented finds variables that are read and that no page tells of.
+func TestEnvironmentIsDocumented(t *testing.T) {
+	told := indexPage((&app{Streams: Streams{Getenv: os.Getenv}}).root())
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := regexp.MustCompile(`(?:Getenv|home)\("([A-Z_]+)"`)
+	found := map[string]bool{}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range read.FindAllStringSubmatch(string(text), -1) {
+			found[m[1]] = true
+		}
+	}
+	for _, own := range []string{"HOME", "TERM", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} { // as everywhere; and named together with its kin
+		delete(found, own)
+	}
+	for name := range found {
+		if !strings.Contains(told, name) {
+			t.Errorf("%s is read, and documented nowhere", name)
+		}
+	}
+	if !found["SPORE_STORE"] || !found["SPORE_SOCKET"] {
+		t.Errorf("found only %v", found)
 	}
 }
 
