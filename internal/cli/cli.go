@@ -159,7 +159,7 @@ func (a *app) groups() []group {
 			a.portForwardCommand(), a.keyCommand(),
 		}},
 		{hostGroup, []*cobra.Command{a.doctorCommand(), a.benchCommand()}},
-		{"Under the names and flags of the field's orchestrator", []*cobra.Command{
+		{"Under the names and flags of E2B's orchestrator", []*cobra.Command{
 			a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.mountBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(),
 		}},
 	}

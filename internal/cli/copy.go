@@ -70,8 +70,8 @@ func (a *app) copyBuildCommand() *cobra.Command {
 	var build, from, to string
 	c := &cobra.Command{
 		Use:   "copy-build --build UUID --from STORAGE --to STORAGE",
-		Short: "copy, under the flags of the field's orchestrator",
-		Long: `Does what copy does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID.
+		Short: "copy, under the flags of E2B's orchestrator",
+		Long: `Does what copy does, under the names and flags of E2B's orchestrator. Long flags also work with a single dash: -build UUID.
 
 ` + seedHelp,
 		Example: "  spore copy-build -build 123e4567-e89b-42d3-a456-426614174000 -from .local-build -to /mnt/builds -team 8d1f0c22-6f7b-4b52-9a06-2b7f3f1b3a10 | psql",

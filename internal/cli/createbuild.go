@@ -9,7 +9,7 @@ import (
 	"github.com/sporevm/spore/internal/store/bucket"
 )
 
-// What the field's tools assume where a flag is left out.
+// What E2B's tools assume where a flag is left out.
 const (
 	fieldStorage = ".local-build"
 	fieldImage   = "e2bdev/base:latest"
@@ -75,8 +75,8 @@ func (a *app) createBuildCommand() *cobra.Command {
 	var hugepages bool
 	c := &cobra.Command{
 		Use:   "create-build --to-build UUID",
-		Short: "create, under the flags of the field's orchestrator",
-		Long: `Does what create does, under the names, flags and defaults of the field's orchestrator. Long flags also work with a single dash: -to-build UUID.
+		Short: "create, under the flags of E2B's orchestrator",
+		Long: `Does what create does, under the names, flags and defaults of E2B's orchestrator. Long flags also work with a single dash: -to-build UUID.
 
 Builds are kept in .local-build unless -storage says otherwise, with a cache beside them (SNAPSHOT_CACHE_DIR). SNAPSHOT_CACHE_DIR, HOST_KERNELS_DIR,
 FIRECRACKER_VERSIONS_DIR, SANDBOX_DIR and TARGET_ARCH are honoured. Machines run on QEMU unless -engine firecracker is given, which -firecracker VERSION then chooses one of;

@@ -65,8 +65,8 @@ func (a *app) inspectBuildCommand() *cobra.Command {
 	var validate bool
 	c := &cobra.Command{
 		Use:   "inspect-build --build UUID",
-		Short: "inspect, under the flags of the field's orchestrator",
-		Long:  "Does what inspect does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID. -validate is verify.",
+		Short: "inspect, under the flags of E2B's orchestrator",
+		Long:  "Does what inspect does, under the names and flags of E2B's orchestrator. Long flags also work with a single dash: -build UUID. -validate is verify.",
 		Args:  exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if build == "" {

@@ -51,7 +51,7 @@ func (m *machineFlags) registerEngine(f *pflag.FlagSet) {
 	f.StringVar(&m.engine, "engine", engineQEMU, "what runs the machine: qemu, or firecracker (takes KVM, and root for its disk)")
 }
 
-// registerSizes adds the flags that the field's own tools have too, with its defaults.
+// registerSizes adds the flags that E2B's tools have too, with its defaults.
 func (m *machineFlags) registerSizes(f *pflag.FlagSet) {
 	m.memory, m.disk = 512<<20, 1000<<20
 	f.IntVar(&m.vcpu, "vcpu", 1, "virtual CPUs")

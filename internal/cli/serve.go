@@ -44,7 +44,7 @@ func (a *app) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the daemon: sandboxes as a service",
 		Long: `Runs the daemon that owns sandboxes: it makes them from snapshots, forks them, lets them sleep and wake, and ends them when their time is up. It answers
-the public API of the field's sandbox platform, so that its SDKs work with E2B_API_URL and E2B_SANDBOX_URL set to http://ADDRESS, and the web console at /.
+the public API of the E2B sandbox platform, so that its SDKs work with E2B_API_URL and E2B_SANDBOX_URL set to http://ADDRESS, and the web console at /.
 The commands ps, exec, fork, pause, wake, kill, logs and port-forward speak to it over a unix socket; run and resume have their machines in it, if it has the
 snapshot.
 
