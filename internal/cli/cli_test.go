@@ -247,6 +247,24 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+func TestHints(t *testing.T) {
+	for want, err := range map[string]error{
+		"spore gc":     fmt.Errorf("writing memory: %w", store.ErrFull),
+		"spore verify": &block.CorruptError{Err: errors.New("x")},
+		"spore serve":  &noDaemon{"/run/spore/daemon.sock"},
+		"--store":      &fs.PathError{Op: "open", Path: "/root/store", Err: fs.ErrPermission},
+	} {
+		if got := hintFor(fmt.Errorf("doing: %w", err)); !strings.Contains(got, want) {
+			t.Errorf("the hint for %q is %q, which does not say %q", err, got, want)
+		}
+	}
+	for _, err := range []error{errors.New("anything"), guest.ErrNoSpace} {
+		if got := hintFor(err); got != "" {
+			t.Errorf("the hint for %q is %q", err, got)
+		}
+	}
+}
+
 func TestInterruption(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(Interrupted{unix.SIGTERM})
