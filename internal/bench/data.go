@@ -31,25 +31,14 @@ func Data(ctx context.Context, e Env) (_ *Report, err error) {
 	}
 	defer func() { err = errors.Join(err, remove()) }()
 	s := &dataSuite{Env: e, scratch: scratch, report: NewReport("data")}
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	err = e.measure(ctx, partTimeout, []part{
 		{"verified read", s.read},
 		{"copy", s.copy},
 		{"100 generations", s.depth},
 		{"mount", s.mount},
 		{"wake from afar", s.far},
-	} {
-		e.Progress.Phase(part.name)
-		timed, cancel := context.WithTimeoutCause(ctx, partTimeout, fmt.Errorf("not done after %v", partTimeout))
-		err := part.run(timed)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("measuring %s: %w", part.name, err)
-		}
-	}
-	return s.report, nil
+	})
+	return s.report, err
 }
 
 type dataSuite struct {

@@ -41,10 +41,7 @@ func Engine(ctx context.Context, e Env) (_ *Report, err error) {
 	defer remove()
 	s := &engineSuite{Env: e, scratch: scratch, report: NewReport("engine")}
 	defer func() { err = errors.Join(err, s.cleanUp()) }()
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	err = e.measure(ctx, partTimeout, []part{
 		{"create", s.create},
 		{"resume and its floor", s.resume},
 		{"cold boot", s.coldBoot},
@@ -52,16 +49,8 @@ func Engine(ctx context.Context, e Env) (_ *Report, err error) {
 		{"pause", s.pause},
 		{"file transfer", s.transfer},
 		{"100 generations", s.depth},
-	} {
-		e.Progress.Phase(part.name)
-		timed, cancel := context.WithTimeoutCause(ctx, partTimeout, fmt.Errorf("not done after %v", partTimeout))
-		err := part.run(timed)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("measuring %s: %w", part.name, err)
-		}
-	}
-	return s.report, nil
+	})
+	return s.report, err
 }
 
 type engineSuite struct {

@@ -43,31 +43,26 @@ func Pager(ctx context.Context, e Env) (_ *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	parts := []part{
 		{"first fork", s.cold},
 		{"one fault", s.fault},
 		{"filling", s.fill},
 		{"prefetching", s.prefetch},
 		{"two cores", s.scaling},
 		{"25 forks", s.resident},
-	} {
-		e.Progress.Phase(part.name)
-		timed, cancel := context.WithTimeoutCause(ctx, partTimeout, fmt.Errorf("not done after %v", partTimeout))
-		stop := context.AfterFunc(timed, s.stop)
-		err := part.run(timed)
-		stop()
-		if timed.Err() != nil {
-			err = context.Cause(timed)
-		}
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("measuring %s: %w", part.name, err)
+	}
+	for i, p := range parts {
+		parts[i].run = func(ctx context.Context) error {
+			defer context.AfterFunc(ctx, s.stop)()
+			err := p.run(ctx)
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return err
 		}
 	}
-	return s.report, nil
+	err = e.measure(ctx, partTimeout, parts)
+	return s.report, err
 }
 
 type pagerSuite struct {

@@ -56,10 +56,7 @@ func Service(ctx context.Context, e Env) (_ *Report, err error) {
 	}, e.Progress); err != nil {
 		return nil, err
 	}
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	err = e.measure(ctx, serviceTimeout, []part{
 		{"creating against the engine", s.creating},
 		{"commands against the engine", s.commands},
 		{"pool", s.pool},
@@ -68,16 +65,8 @@ func Service(ctx context.Context, e Env) (_ *Report, err error) {
 		{"100 live forks", s.live},
 		{"200 lives", s.leaks},
 		{"1000 idle sandboxes", s.idle},
-	} {
-		e.Progress.Phase(part.name)
-		timed, cancel := context.WithTimeoutCause(ctx, serviceTimeout, fmt.Errorf("not done after %v", serviceTimeout))
-		err := part.run(timed)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("measuring %s: %w", part.name, err)
-		}
-	}
-	return s.report, nil
+	})
+	return s.report, err
 }
 
 type serviceSuite struct {

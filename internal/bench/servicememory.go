@@ -25,7 +25,7 @@ func (s *serviceSuite) memory(ctx context.Context) error {
 		return err
 	}
 	defer d.close()
-	var forks, bares Samples
+	var forks Samples
 	before, err := pss(os.Getpid())
 	if err != nil {
 		return err
@@ -60,9 +60,21 @@ func (s *serviceSuite) memory(ctx context.Context) error {
 	if err := d.KillAll(ctx); err != nil {
 		return err
 	}
-	floor, err := newFloor(ctx, s.Host, s.template, s.scratch)
+	bares, err := s.bareMemory(ctx)
 	if err != nil {
 		return err
+	}
+	s.report.Add("fork_pss", "bytes", forks)
+	s.report.Add("bare_pss", "bytes", bares)
+	s.report.Ratio("fork_pss_over_bare", forks.Median(), bares.Median())
+	return nil
+}
+
+// bareMemory measures as many bare QEMUs, all at once.
+func (s *serviceSuite) bareMemory(ctx context.Context) (Samples, error) {
+	floor, err := newFloor(ctx, s.Host, s.template, s.scratch)
+	if err != nil {
+		return nil, err
 	}
 	var running []*bare
 	var clients []*guest.Client
@@ -77,28 +89,26 @@ func (s *serviceSuite) memory(ctx context.Context) error {
 		own := *floor
 		own.wake.disk = filepath.Join(s.scratch, fmt.Sprint("disk", n))
 		if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", floor.wake.disk, own.wake.disk).CombinedOutput(); err != nil {
-			return fmt.Errorf("copying the disk: %w: %s", err, out)
+			return nil, fmt.Errorf("copying the disk: %w: %s", err, out)
 		}
 		b, client, err := own.woken(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		running, clients = append(running, b), append(clients, client)
 		if err := runTrue(ctx, client); err != nil {
-			return err
+			return nil, err
 		}
 	}
+	var bares Samples
 	for _, b := range running {
 		size, err := pss(b.cmd.Process.Pid)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		bares = append(bares, float64(size))
 	}
-	s.report.Add("fork_pss", "bytes", forks)
-	s.report.Add("bare_pss", "bytes", bares)
-	s.report.Ratio("fork_pss_over_bare", forks.Median(), bares.Median())
-	return nil
+	return bares, nil
 }
 
 // pss is the memory of a process in bytes, in which what it shares counts by its share.

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/sporevm/spore/internal/sandbox"
 )
@@ -24,6 +26,26 @@ type Suite struct {
 	Name  string
 	Short string // one line
 	Run   func(ctx context.Context, e Env) (*Report, error)
+}
+
+// part is what a suite measures at a time.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+// measure runs the parts of a suite, one after the other, each for no longer than limit.
+func (e Env) measure(ctx context.Context, limit time.Duration, parts []part) error {
+	for _, p := range parts {
+		e.Progress.Phase(p.name)
+		timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+		err := p.run(timed)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("measuring %s: %w", p.name, err)
+		}
+	}
+	return nil
 }
 
 // Suites returns all suites there are.

@@ -52,19 +52,3 @@ func (d *Digest) UnmarshalText(text []byte) error {
 	*d = parsed
 	return nil
 }
-
-// Hasher digests a stream. It never fails to write.
-type Hasher struct{ state *blake3.Hasher }
-
-// NewHasher returns a Hasher that has seen nothing yet.
-func NewHasher() *Hasher { return &Hasher{state: blake3.New()} }
-
-// Write adds p to what is digested.
-func (h *Hasher) Write(p []byte) (int, error) { return h.state.Write(p) }
-
-// Digest returns the digest of everything written so far.
-func (h *Hasher) Digest() Digest {
-	var d Digest
-	h.state.Sum(d[:0])
-	return d
-}

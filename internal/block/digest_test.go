@@ -53,20 +53,6 @@ func TestParseDigestRefuses(t *testing.T) {
 	}
 }
 
-func TestHasherIsSum(t *testing.T) {
-	p := make([]byte, 100_000)
-	noise(p, 1)
-	h := block.NewHasher()
-	for at := 0; at < len(p); at += 777 {
-		if _, err := h.Write(p[at:min(at+777, len(p))]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if h.Digest() != block.Sum(p) {
-		t.Error("the digest of a stream differs from that of its bytes")
-	}
-}
-
 func FuzzParseDigest(f *testing.F) {
 	f.Add(emptyDigest)
 	f.Add("blake3:")

@@ -156,6 +156,3 @@ func (s *Set) Clone() *Set {
 	}
 	return c
 }
-
-// Clear empties the set.
-func (s *Set) Clear() { *s = Set{} }

@@ -121,7 +121,7 @@ func TestSetAtTheEnds(t *testing.T) {
 	if s.Len() != 1 || !s.Contains(1) {
 		t.Errorf("%d blocks are left, want just block 1", s.Len())
 	}
-	s.Clear()
+	s = block.Set{}
 	if n, in := s.Span(7, 10); s.Len() != 0 || n != 10 || in {
 		t.Errorf("the empty set has %d blocks and a span of %d, %v", s.Len(), n, in)
 	}

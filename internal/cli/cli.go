@@ -87,10 +87,9 @@ func (a *app) complain(err error) {
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "spore",
-		Short: "Turn container images into machines that freeze and wake",
-		Long: "spore turns a container image into a running virtual machine, freezes it (memory, devices, disk) into a snapshot, and wakes that snapshot as often as you like.\n\n" +
-			exitCodeHelp,
+		Use:               "spore",
+		Short:             "Turn container images into machines that freeze and wake",
+		Long:              "spore turns a container image into a running virtual machine, freezes it (memory, devices, disk) into a snapshot, and wakes that snapshot as often as you like.",
 		Version:           a.version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -107,6 +106,13 @@ func (a *app) root() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		help(cmd, args)
+		if cmd == root { // commands below it inherit this
+			fmt.Fprintf(cmd.OutOrStdout(), "\n%s\n", exitCodeHelp)
+		}
+	})
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErrorf("%v (see `%s --help`)", err, cmd.CommandPath())
@@ -117,18 +123,46 @@ func (a *app) root() *cobra.Command {
 	flags.BoolVar(&a.json, "json", false, "print the result as JSON")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say more about what happens")
-	root.AddCommand(
-		a.createCommand(), a.resumeCommand(), a.runCommand(),
-		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
-		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.pushCommand(), a.pullCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
-		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.logsCommand(), a.portForwardCommand(), a.keyCommand(),
-		a.benchCommand(), a.doctorCommand(),
-		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(),
-		a.serveMountCommand(), a.serveMemoryCommand(), a.servePagesCommand(), a.benchProcessCommand(),
-	)
+	for _, g := range a.groups() {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title + ":"})
+		for _, c := range g.commands {
+			c.GroupID = g.title
+			root.AddCommand(c)
+		}
+	}
+	root.AddCommand(a.serveMountCommand(), a.serveMemoryCommand(), a.servePagesCommand(), a.benchProcessCommand())
+	root.SetCompletionCommandGroupID(hostGroup)
+	root.SetHelpCommandGroupID(hostGroup)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	return root
+}
+
+// group is a part of the list of commands.
+type group struct {
+	title    string
+	commands []*cobra.Command
+}
+
+const hostGroup = "This host"
+
+// groups are the commands that people call, in the order in which help and documentation list them.
+func (a *app) groups() []group {
+	return []group{
+		{"Snapshots", []*cobra.Command{
+			a.createCommand(), a.runCommand(), a.resumeCommand(), a.listCommand(), a.inspectCommand(), a.diffCommand(), a.mountCommand(), a.verifyCommand(),
+			a.tagCommand(), a.untagCommand(), a.rmCommand(), a.squashCommand(), a.gcCommand(),
+		}},
+		{"Other stores and registries", []*cobra.Command{a.copyCommand(), a.pushCommand(), a.pullCommand(), a.signCommand()}},
+		{"The daemon and its sandboxes", []*cobra.Command{
+			a.serveCommand(), a.psCommand(), a.forkCommand(), a.execCommand(), a.pauseCommand(), a.wakeCommand(), a.logsCommand(), a.killCommand(),
+			a.portForwardCommand(), a.keyCommand(),
+		}},
+		{hostGroup, []*cobra.Command{a.doctorCommand(), a.benchCommand()}},
+		{"Under the names and flags of E2B's orchestrator", []*cobra.Command{
+			a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.mountBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(),
+		}},
+	}
 }
 
 // exactArgs asks for n arguments and says which.

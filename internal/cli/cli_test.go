@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,6 +61,40 @@ func TestWriteDocsRemovesOldPages(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "create.md")); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEnvironmentIsDocumented finds variables that are read and that no page tells of.
+func TestEnvironmentIsDocumented(t *testing.T) {
+	told := indexPage((&app{Streams: Streams{Getenv: os.Getenv}}).root())
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := regexp.MustCompile(`(?:Getenv|home)\("([A-Z_]+)"`)
+	found := map[string]bool{}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range read.FindAllStringSubmatch(string(text), -1) {
+			found[m[1]] = true
+		}
+	}
+	for _, own := range []string{"HOME", "TERM", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} { // as everywhere; and named together with its kin
+		delete(found, own)
+	}
+	for name := range found {
+		if !strings.Contains(told, name) {
+			t.Errorf("%s is read, and documented nowhere", name)
+		}
+	}
+	if !found["SPORE_STORE"] || !found["SPORE_SOCKET"] {
+		t.Errorf("found only %v", found)
 	}
 }
 
@@ -208,6 +243,24 @@ func TestExitCodes(t *testing.T) {
 	} {
 		if got := runCode(c.err); got != c.want {
 			t.Errorf("runCode(%v) = %d, want %d", c.err, got, c.want)
+		}
+	}
+}
+
+func TestHints(t *testing.T) {
+	for want, err := range map[string]error{
+		"spore gc":     fmt.Errorf("writing memory: %w", store.ErrFull),
+		"spore verify": &block.CorruptError{Err: errors.New("x")},
+		"spore serve":  &noDaemon{"/run/spore/daemon.sock"},
+		"--store":      &fs.PathError{Op: "open", Path: "/root/store", Err: fs.ErrPermission},
+	} {
+		if got := hintFor(fmt.Errorf("doing: %w", err)); !strings.Contains(got, want) {
+			t.Errorf("the hint for %q is %q, which does not say %q", err, got, want)
+		}
+	}
+	for _, err := range []error{errors.New("anything"), guest.ErrNoSpace} {
+		if got := hintFor(err); got != "" {
+			t.Errorf("the hint for %q is %q", err, got)
 		}
 	}
 }

@@ -58,8 +58,8 @@ With --flatten a single layer is copied: a new snapshot with the same content, w
 	}
 	flags := c.Flags()
 	flags.BoolVar(&f.flatten, "flatten", false, "copy as a single layer, under a new id")
-	flags.StringVar(&f.id, "id", "", "UUID of the flattened copy (default a new one)")
-	flags.StringVarP(&f.tag, "tag", "t", "", "name for the copy in the other store")
+	flags.StringVar(&f.id, "id", "", "`UUID` of the flattened copy (default a new one)")
+	flags.StringVarP(&f.tag, "tag", "t", "", "`NAME` for the copy in the other store")
 	f.seed.register(flags, "build-tag")
 	a.trustFlags(flags)
 	return c
@@ -70,8 +70,8 @@ func (a *app) copyBuildCommand() *cobra.Command {
 	var build, from, to string
 	c := &cobra.Command{
 		Use:   "copy-build --build UUID --from STORAGE --to STORAGE",
-		Short: "copy, under the flags of the field's orchestrator",
-		Long: `Does what copy does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID.
+		Short: "copy, under the flags of E2B's orchestrator",
+		Long: `Does what copy does, under the names and flags of E2B's orchestrator. Long flags also work with a single dash: -build UUID.
 
 ` + seedHelp,
 		Example: "  spore copy-build -build 123e4567-e89b-42d3-a456-426614174000 -from .local-build -to /mnt/builds -team 8d1f0c22-6f7b-4b52-9a06-2b7f3f1b3a10 | psql",
@@ -110,7 +110,7 @@ func (a *app) copy(ctx context.Context, refs []string, to string, f copyFlags) e
 	}
 	if f.tag != "" {
 		if err := store.CheckName(f.tag); err != nil {
-			return usageErrorf("%v", err)
+			return usageErrorf("--tag: %v", err)
 		}
 	}
 	if err := f.seed.check(); err != nil {
@@ -199,11 +199,7 @@ func newID(text string) (uuid.UUID, error) {
 	if text == "" {
 		return uuid.New(), nil
 	}
-	id, err := uuid.Parse(text)
-	if err != nil || id == uuid.Nil {
-		return uuid.Nil, usageErrorf("%q is not a UUID", text)
-	}
-	return id, nil
+	return parseID(text)
 }
 
 func (a *app) squashCommand() *cobra.Command {
@@ -219,7 +215,7 @@ removes it and its ancestors. The new snapshot's id is printed.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tag != "" {
 				if err := store.CheckName(tag); err != nil {
-					return usageErrorf("%v", err)
+					return usageErrorf("--tag: %v", err)
 				}
 			}
 			ctx := cmd.Context()
@@ -247,8 +243,8 @@ removes it and its ancestors. The new snapshot's id is printed.`,
 			return a.println(result.ID)
 		},
 	}
-	c.Flags().StringVar(&id, "id", "", "UUID of the new snapshot (default a new one)")
-	c.Flags().StringVarP(&tag, "tag", "t", "", "name for the new snapshot")
+	c.Flags().StringVar(&id, "id", "", "`UUID` of the new snapshot (default a new one)")
+	c.Flags().StringVarP(&tag, "tag", "t", "", "`NAME` for the new snapshot")
 	a.trustFlags(c.Flags())
 	return c
 }

@@ -60,16 +60,16 @@ does not remember it: say it again to wake one. SPORE_JAIL_USERS=FIRST-LAST says
 	}
 	flags := c.Flags()
 	flags.SortFlags = false
-	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the snapshot; may be repeated")
-	flags.StringVar(&f.id, "id", "", "UUID of the snapshot (default: a new one)")
-	flags.StringVar(&f.from, "from", "", "start from the disk of this snapshot instead of an image")
+	flags.StringArrayVarP(&f.names, "tag", "t", nil, "`NAME` for the snapshot; may be repeated")
+	flags.StringVar(&f.id, "id", "", "`UUID` of the snapshot (default a new one)")
+	flags.StringVar(&f.from, "from", "", "start from the disk of this `SNAPSHOT` instead of an image")
 	f.machine.register(flags)
 	a.jailFlags(flags)
 	f.steps.register(flags)
-	flags.StringVar(&f.start, "start", "", "command to leave running in the snapshot")
-	flags.StringVar(&f.ready, "ready", "", "command that succeeds once the machine is ready to be frozen")
+	flags.StringVar(&f.start, "start", "", "`COMMAND` to leave running in the snapshot")
+	flags.StringVar(&f.ready, "ready", "", "`COMMAND` that succeeds once the machine is ready to be frozen")
 	flags.DurationVar(&f.readyTimeout, "ready-timeout", 10*time.Minute, "how long the ready command may take to succeed")
-	flags.StringArrayVar(&f.labels, "label", nil, "name=value to keep with the snapshot; may be repeated")
+	flags.StringArrayVar(&f.labels, "label", nil, "`NAME=VALUE` to keep with the snapshot; may be repeated")
 	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "don't wake the snapshot twice to learn which memory it touches then")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run all steps, even those whose result is known")
 	c.ValidArgsFunction = cobra.NoFileCompletions
@@ -119,7 +119,7 @@ func (f *createFlags) spec(a *app, args []string) (sandbox.CreateSpec, error) {
 	}
 	spec := f.machine.spec(arch)
 	if f.id != "" {
-		if spec.ID, err = parseID("--id", f.id); err != nil {
+		if spec.ID, err = parseID(f.id); err != nil {
 			return none, err
 		}
 	}
@@ -167,14 +167,14 @@ func (f *createFlags) inherit(cmd *cobra.Command, host *sandbox.Host, spec *sand
 	return nil
 }
 
-// parseID reads a UUID in its usual form only: the library also knows braces and URNs.
-func parseID(flag, text string) (uuid.UUID, error) {
+// parseID reads a UUID in its usual form only: the library also knows braces and URNs. The flag that it comes from has several names.
+func parseID(text string) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
 	if err != nil || len(text) != 36 {
-		return uuid.Nil, usageErrorf("%s %q is not a UUID: it looks like 123e4567-e89b-42d3-a456-426614174000", flag, text)
+		return uuid.Nil, usageErrorf("the id %q is not a UUID, which looks like 123e4567-e89b-42d3-a456-426614174000", text)
 	}
 	if id == uuid.Nil {
-		return uuid.Nil, usageErrorf("%s: the nil UUID stands for no snapshot", flag)
+		return uuid.Nil, usageErrorf("the id %s stands for no snapshot: choose another", text)
 	}
 	return id, nil
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/sporevm/spore/internal/store/bucket"
 )
 
-// What the field's tools assume where a flag is left out.
+// What E2B's tools assume where a flag is left out.
 const (
 	fieldStorage = ".local-build"
 	fieldImage   = "e2bdev/base:latest"
@@ -24,7 +24,7 @@ func (f *buildFlags) register(c *cobra.Command) {
 	flags := c.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&f.from, "from-build", "", "build to start from")
-	flags.StringVar(&f.to, "to-build", "", "UUID of the build to make")
+	flags.StringVar(&f.to, "to-build", "", "`UUID` of the build to make")
 	flags.StringVar(&f.storage, "storage", fieldStorage, "where the builds are: a folder, gs://bucket/prefix or s3://bucket/prefix")
 	flags.StringVar(&f.sandboxDir, "sandbox-dir", "", "folder for live machines; a short path (default SANDBOX_DIR, or the user's run folder)")
 	c.Annotations = map[string]string{fieldFlags: "yes"}
@@ -75,8 +75,8 @@ func (a *app) createBuildCommand() *cobra.Command {
 	var hugepages bool
 	c := &cobra.Command{
 		Use:   "create-build --to-build UUID",
-		Short: "create, under the flags of the field's orchestrator",
-		Long: `Does what create does, under the names, flags and defaults of the field's orchestrator. Long flags also work with a single dash: -to-build UUID.
+		Short: "create, under the flags of E2B's orchestrator",
+		Long: `Does what create does, under the names, flags and defaults of E2B's orchestrator. Long flags also work with a single dash: -to-build UUID.
 
 Builds are kept in .local-build unless -storage says otherwise, with a cache beside them (SNAPSHOT_CACHE_DIR). SNAPSHOT_CACHE_DIR, HOST_KERNELS_DIR,
 FIRECRACKER_VERSIONS_DIR, SANDBOX_DIR and TARGET_ARCH are honoured. Machines run on QEMU unless -engine firecracker is given, which -firecracker VERSION then chooses one of;
@@ -118,7 +118,7 @@ FIRECRACKER_VERSIONS_DIR, SANDBOX_DIR and TARGET_ARCH are honoured. Machines run
 	machine.registerEngine(flags)
 	flags.StringVar(&machine.version, "firecracker", "", "version of Firecracker, with -engine firecracker; accepted for compatibility without")
 	flags.BoolVar(&hugepages, "hugepages", true, "accepted for compatibility")
-	flags.StringVar(&start, "start-cmd", "", "command to leave running in the snapshot")
-	flags.StringVar(&ready, "ready-cmd", "", "command that succeeds once the machine is ready to be frozen")
+	flags.StringVar(&start, "start-cmd", "", "`COMMAND` to leave running in the snapshot")
+	flags.StringVar(&ready, "ready-cmd", "", "`COMMAND` that succeeds once the machine is ready to be frozen")
 	return c
 }

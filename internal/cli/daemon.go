@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -166,10 +165,10 @@ func (a *app) daemonLog(format string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.Err, o))
 }
 
-// tracer returns where spans go, and what has them all written. Without an endpoint in the environment they go nowhere.
-func (a *app) tracer(ctx context.Context) (trace.Tracer, func() error, error) {
+// tracer returns where spans go, and what has them all written, or says that they were lost. Without an endpoint in the environment they go nowhere.
+func (a *app) tracer(ctx context.Context) (trace.Tracer, func(), error) {
 	if a.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && a.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		return noop.NewTracerProvider().Tracer(""), func() error { return nil }, nil
+		return noop.NewTracerProvider().Tracer(""), func() {}, nil
 	}
 	exporter, err := otlptracehttp.New(ctx) // reads the environment
 	if err != nil {
@@ -177,12 +176,11 @@ func (a *app) tracer(ctx context.Context) (trace.Tracer, func() error, error) {
 	}
 	about := resource.NewSchemaless(semconv.ServiceName("spore"), semconv.ServiceVersion(a.version))
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(about))
-	return provider.Tracer("github.com/sporevm/spore"), func() error {
+	return provider.Tracer("github.com/sporevm/spore"), func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		if err := provider.Shutdown(last); err != nil {
-			fmt.Fprintf(os.Stderr, "spore: traces were lost: %v\n", err)
+		if err := provider.Shutdown(last); err != nil { // no reason for a daemon that did its work to fail
+			fmt.Fprintf(a.Err, "spore: traces were lost: %v\n", err)
 		}
-		return nil
 	}, nil
 }

@@ -64,8 +64,8 @@ func (a *app) showBuildDiffCommand() *cobra.Command {
 	var from, to, storage string
 	c := &cobra.Command{
 		Use:   "show-build-diff --from-build UUID --to-build UUID",
-		Short: "diff, under the flags of the field's orchestrator",
-		Long: `Shows the runs of the base, of the diff and of the merged image of two builds, under the names and flags of the field's orchestrator. Long flags also work with a
+		Short: "diff, under the flags of E2B's orchestrator",
+		Long: `Shows the runs of the base, of the diff and of the merged image of two builds, under the names and flags of E2B's orchestrator. Long flags also work with a
 single dash. A merged image that breaks a rule is an error.`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

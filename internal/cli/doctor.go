@@ -264,5 +264,5 @@ func folderFix(name string) string {
 	case "cache":
 		return "delete the folder, or choose another by SNAPSHOT_CACHE_DIR"
 	}
-	return "choose another by XDG_RUNTIME_DIR"
+	return "choose another by SANDBOX_DIR"
 }

@@ -159,7 +159,7 @@ func (h hostFiles) hugePages() check {
 	case match == nil:
 		c.Detail = "this kernel has none; machines use ordinary pages"
 	case match[1] == "0":
-		c.Detail, c.Fix = "none are reserved; machines use ordinary pages", "to reserve 1 GiB for other programs of the field: sudo sysctl -w vm.nr_hugepages=512"
+		c.Detail, c.Fix = "none are reserved; machines use ordinary pages", "to reserve 1 GiB for other tools that want them: sudo sysctl -w vm.nr_hugepages=512"
 	default:
 		c.Detail = match[1] + " are reserved; machines use ordinary pages"
 	}
@@ -170,7 +170,7 @@ func (h hostFiles) hugePages() check {
 func (h hostFiles) nbdModule() check {
 	c := check{Name: "nbd module", Status: checkOK, Engines: []string{engineFirecracker}}
 	if !h.has("/sys/module/nbd") && !h.has("/dev/nbd0") {
-		c.Detail, c.Fix = "not loaded; machines have their disks by FUSE, in jails too", "for other programs of the field: sudo modprobe nbd nbds_max=4096"
+		c.Detail, c.Fix = "not loaded; machines have their disks by FUSE, in jails too", "for other tools that want it: sudo modprobe nbd nbds_max=4096"
 		return c
 	}
 	c.Detail = "loaded"

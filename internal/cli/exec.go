@@ -20,7 +20,7 @@ type commandFlags struct {
 func (f *commandFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVarP(&f.interactive, "interactive", "i", false, "pass input on even if it is a terminal")
 	flags.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
-	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE, or NAME to pass on; may be repeated")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable, `NAME=VALUE`, or NAME to pass it on; may be repeated")
 	flags.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the guest")
 	flags.StringVarP(&f.user, "user", "u", "", "user in the guest, by name or number")
 }

@@ -141,6 +141,8 @@ func hintFor(err error) string {
 		return hinted.Hint()
 	case is[*snapshot.CorruptError](err), is[*block.CorruptError](err):
 		return "`spore verify` lists all that is damaged; restore the store from a copy, or remove the snapshot and create it again"
+	case errors.Is(err, syscall.ENOSPC):
+		return "`spore gc` lists the snapshots that nothing leads to; the folder of the cache (SNAPSHOT_CACHE_DIR) may be deleted while no machine runs"
 	case errors.Is(err, os.ErrPermission) && !is[*guest.Error](err):
 		return "the file or folder belongs to another user: choose others by --store, SNAPSHOT_CACHE_DIR and HOST_KERNELS_DIR"
 	}

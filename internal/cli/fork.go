@@ -50,8 +50,8 @@ Prints the ids of the new sandboxes. If some can't be made, the others are there
 	flags.DurationVar(&f.timeout, "timeout", 0, "how long they live (default the daemon's)")
 	flags.BoolVar(&f.autoPause, "auto-pause", false, "pause one whose time is up, rather than kill it (of a snapshot only: forks of a sandbox do as it does)")
 	flags.BoolVar(&f.autoResume, "auto-resume", false, "wake a paused one when a request comes for it (of a snapshot only)")
-	flags.StringArrayVarP(&f.metadata, "metadata", "m", nil, "NAME=VALUE to find them by (of a snapshot only); may be repeated")
-	flags.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for all that runs in them (of a snapshot only); may be repeated")
+	flags.StringArrayVarP(&f.metadata, "metadata", "m", nil, "`NAME=VALUE` to find them by (of a snapshot only); may be repeated")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "`NAME=VALUE` for all that runs in them (of a snapshot only); may be repeated")
 	a.daemonFlags(flags)
 	return c
 }
@@ -60,8 +60,8 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	if f.n < 1 || f.n > maxForks {
 		return usageErrorf("--number %d: choose 1 to %d", f.n, maxForks)
 	}
-	if f.timeout < 0 || f.timeout%time.Second != 0 {
-		return usageErrorf("--timeout %v: choose whole seconds", f.timeout)
+	if err := checkTimeout(f.timeout); err != nil {
+		return err
 	}
 	spec := openapi.NewSandbox{TemplateID: ref, Timeout: openapi.Seconds(f.timeout.Seconds()), AutoPause: f.autoPause}
 	spec.AutoResume.Enabled = f.autoResume

@@ -17,7 +17,7 @@ func (a *app) gcCommand() *cobra.Command {
 	grace := snapshot.DefaultGrace
 	c := &cobra.Command{
 		Use:   "gc",
-		Short: "Remove snapshots that nothing leads to",
+		Short: "Find snapshots that nothing leads to, and with --yes remove them",
 		Long: `Lists the snapshots that nothing leads to and, with --yes, removes them. What leads to a snapshot is a name, a running machine, an unfinished snapshot that builds
 upon it, or a snapshot to which something leads and which needs its data. What is younger than --grace is left alone: its maker may not have named it yet.
 

@@ -37,7 +37,7 @@ func (a *app) keyCommand() *cobra.Command {
 		Long:  "Makes an API key, named by its id, worthless at once. The sandboxes that were made with it go on.",
 		Args:  exactArgs("one key's id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withKeys(cmd.Context(), func(k *fleet.Keys) error { return k.Revoke(cmd.Context(), args[0]) })
+			return a.revokeKey(cmd.Context(), args[0])
 		},
 	}
 	for _, sub := range []*cobra.Command{create, list, revoke} {
@@ -81,6 +81,14 @@ func (a *app) createKey(ctx context.Context, name string) error {
 		a.say("key %s; its secret is shown this once:", key.ID)
 		return a.println(secret)
 	})
+}
+
+func (a *app) revokeKey(ctx context.Context, id string) error {
+	err := a.withKeys(ctx, func(k *fleet.Keys) error { return k.Revoke(ctx, id) })
+	if err == nil && a.json {
+		err = a.printJSON(map[string]string{"id": id})
+	}
+	return err
 }
 
 func (a *app) listKeys(ctx context.Context) error {

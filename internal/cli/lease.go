@@ -46,10 +46,8 @@ func (o *ownerFlags) check(a *app) error {
 		return usageErrorf("--detach leaves the machine to the daemon, which --alone keeps out of it: choose one")
 	case o.timeout != 0 && !o.detach:
 		return usageErrorf("--timeout is for a machine that stays: it goes with --detach")
-	case o.timeout < 0 || o.timeout%time.Second != 0:
-		return usageErrorf("--timeout %v: choose whole seconds", o.timeout)
 	}
-	return nil
+	return checkTimeout(o.timeout)
 }
 
 // machine is what run and resume have woken, in this process or in the daemon.

@@ -43,7 +43,7 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.accel, "accel", "auto", "what runs the guest: auto, kvm or tcg (software emulation)")
 	f.StringVar(&m.net, "net", "none", "network: none, user (outgoing only, needs no privilege), or tap (a network namespace of its own; needs root)")
 	m.reach.register(f)
-	f.StringVar(&m.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR (default: the newest there)")
+	f.StringVar(&m.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR (default the newest there)")
 }
 
 // registerEngine adds the choice of what runs machines.
@@ -51,7 +51,7 @@ func (m *machineFlags) registerEngine(f *pflag.FlagSet) {
 	f.StringVar(&m.engine, "engine", engineQEMU, "what runs the machine: qemu, or firecracker (takes KVM, and root for its disk)")
 }
 
-// registerSizes adds the flags that the field's own tools have too, with its defaults.
+// registerSizes adds the flags that E2B's tools have too, with its defaults.
 func (m *machineFlags) registerSizes(f *pflag.FlagSet) {
 	m.memory, m.disk = 512<<20, 1000<<20
 	f.IntVar(&m.vcpu, "vcpu", 1, "virtual CPUs")
@@ -71,11 +71,11 @@ func (m *machineFlags) spec(arch string) sandbox.CreateSpec {
 type steps struct{ list []sandbox.Step }
 
 func (s *steps) register(f *pflag.FlagSet) {
-	f.Var(&stepFlag{s, sandbox.StepRun, "command"}, "run", "step: run a command line in the guest")
-	f.Var(&stepFlag{s, sandbox.StepCopy, "src:dst"}, "copy", "step: copy a file or folder of this host into the guest")
-	f.Var(&stepFlag{s, sandbox.StepEnv, "name=value"}, "env", "step: set an environment variable, from here on and in the snapshot")
-	f.Var(&stepFlag{s, sandbox.StepWorkdir, "path"}, "workdir", "step: set the working directory, likewise")
-	f.Var(&stepFlag{s, sandbox.StepUser, "user"}, "user", "step: set the user (name or number), likewise")
+	f.Var(&stepFlag{s, sandbox.StepRun, "COMMAND"}, "run", "step: run a command line in the guest; steps may be repeated and run in the order given")
+	f.Var(&stepFlag{s, sandbox.StepCopy, "SRC:DST"}, "copy", "step: copy a file or folder of this host into the guest")
+	f.Var(&stepFlag{s, sandbox.StepEnv, "NAME=VALUE"}, "env", "step: set an environment variable, from here on and in the snapshot")
+	f.Var(&stepFlag{s, sandbox.StepWorkdir, "PATH"}, "workdir", "step: set the working directory, from here on and in the snapshot")
+	f.Var(&stepFlag{s, sandbox.StepUser, "USER"}, "user", "step: set the user (name or number), from here on and in the snapshot")
 }
 
 // stepFlag is one of the recipe flags.
@@ -124,7 +124,7 @@ func parseLabels(list []string) (map[string]string, error) {
 	for _, l := range list {
 		name, value, ok := strings.Cut(l, "=")
 		if !ok || name == "" {
-			return nil, usageErrorf("--label %q is not of the form name=value", l)
+			return nil, usageErrorf("--label %q is not of the form NAME=VALUE", l)
 		}
 		labels[name] = value
 	}

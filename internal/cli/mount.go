@@ -86,8 +86,8 @@ func (a *app) mountBuildCommand() *cobra.Command {
 	var log bool
 	c := &cobra.Command{
 		Use:   "mount-build-rootfs --build UUID --mount DIR",
-		Short: "mount, under the flags of the field's orchestrator",
-		Long: `Does what mount --writable does, under the names and flags of the field's orchestrator. Long flags also work with a single dash: -build UUID. -log tells every request
+		Short: "mount, under the flags of E2B's orchestrator",
+		Long: `Does what mount --writable does, under the names and flags of E2B's orchestrator. Long flags also work with a single dash: -build UUID. -log tells every request
 to the disk.`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -122,8 +122,8 @@ type mountRequest struct {
 	Dir       string `json:"dir"`
 	Writable  bool   `json:"writable"`
 	Verify    bool   `json:"verify"`
-	Size      int64  `json:"size"`   // of an empty disk
-	BlockSize int    `json:"format"` // of an empty disk
+	Size      int64  `json:"size"`       // of an empty disk
+	BlockSize int    `json:"block_size"` // of an empty disk
 }
 
 // mountReply is what it says once the disk is mounted.

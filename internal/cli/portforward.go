@@ -43,6 +43,12 @@ as ADDRESS -> PORT.`,
 // forwarding is a local port and the one in the sandbox.
 type forwarding struct{ local, remote int }
 
+// forwarded is a forwarding that listens, as --json shows it.
+type forwarded struct {
+	Address string `json:"address"` // on this host
+	Port    int    `json:"port"`    // in the sandbox
+}
+
 func parseForwarding(text string) (forwarding, error) {
 	local, remote, two := strings.Cut(text, ":")
 	if !two {
@@ -73,17 +79,26 @@ func (a *app) portForward(ctx context.Context, ref string, ports []string, addre
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	shown := []forwarded{}
 	for _, f := range wanted {
 		l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(f.local)))
 		if err != nil {
 			return fmt.Errorf("listening for port %d: %w", f.remote, err)
 		}
 		defer l.Close()
-		if err := a.println(fmt.Sprintf("%s -> %d", l.Addr(), f.remote)); err != nil {
-			return err
+		if !a.json {
+			if err := a.println(fmt.Sprintf("%s -> %d", l.Addr(), f.remote)); err != nil {
+				return err
+			}
 		}
+		shown = append(shown, forwarded{l.Addr().String(), f.remote})
 		context.AfterFunc(ctx, func() { l.Close() })
 		wg.Go(func() { a.forward(ctx, c, id, l, f.remote) })
+	}
+	if a.json {
+		if err := a.printJSON(shown); err != nil {
+			return err
+		}
 	}
 	<-ctx.Done()
 	return context.Cause(ctx)

@@ -64,7 +64,7 @@ id is printed.`,
 		Args:    exactArgs("a reference"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.pull(cmd.Context(), args[0], tag) },
 	}
-	c.Flags().StringVarP(&tag, "tag", "t", "", "name for the snapshot")
+	c.Flags().StringVarP(&tag, "tag", "t", "", "`NAME` for the snapshot")
 	a.trustFlags(c.Flags())
 	return c
 }
@@ -80,7 +80,7 @@ type pulled struct {
 func (a *app) pull(ctx context.Context, from, tag string) error {
 	if tag != "" {
 		if err := store.CheckName(tag); err != nil {
-			return usageErrorf("%v", err)
+			return usageErrorf("--tag: %v", err)
 		}
 	}
 	repo, err := a.repo(ctx)

@@ -66,8 +66,8 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 	flags := c.Flags()
 	flags.SortFlags = false
 	f.register(flags)
-	flags.StringVar(&f.to, "to", "", "UUID of the child to freeze (default: a new one)")
-	flags.StringArrayVarP(&f.names, "tag", "t", nil, "name for the child; may be repeated")
+	flags.StringVar(&f.to, "to", "", "`UUID` of the child to freeze (default a new one)")
+	flags.StringArrayVarP(&f.names, "tag", "t", nil, "`NAME` for the child; may be repeated")
 	flags.StringVar(&f.accel, "accel", "auto", "what runs the guest: auto (as it was frozen), kvm or tcg")
 	f.reach.register(flags)
 	a.jailFlags(flags)
@@ -83,9 +83,9 @@ func (f *resumeFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.cold, "cold", false, "from the second iteration on, drop what the host has cached of the snapshot first")
 	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "from a bucket: fetch memory when it is touched, and none of it before")
 	flags.BoolVar(&f.pause, "pause", false, "freeze again at once")
-	flags.StringVar(&f.signalPause, "signal-pause", "", "freeze again when spore receives this signal")
-	flags.StringVar(&f.cmdPause, "cmd-pause", "", "freeze again if this command succeeds in the guest")
-	flags.StringVar(&f.cmdSignalPause, "cmd-signal-pause", "", "start this command in the guest and freeze on SIGUSR1")
+	flags.StringVar(&f.signalPause, "signal-pause", "", "freeze again when spore receives this `SIGNAL`")
+	flags.StringVar(&f.cmdPause, "cmd-pause", "", "freeze again if this `COMMAND` succeeds in the guest")
+	flags.StringVar(&f.cmdSignalPause, "cmd-signal-pause", "", "start this `COMMAND` in the guest and freeze on SIGUSR1")
 }
 
 // check refuses what does not go together.
@@ -122,7 +122,7 @@ func (f *resumeFlags) check(a *app) (id uuid.UUID, err error) {
 		}
 	}
 	if f.to != "" {
-		return parseID("the child's id", f.to)
+		return parseID(f.to)
 	}
 	return id, nil
 }
@@ -198,7 +198,7 @@ func (a *app) visit(ctx context.Context, w waker) (err error) {
 	a.say("awake after %s ms", milliseconds(s.Took()))
 	if l, ok := s.(*leased); ok && w.owner.detach {
 		l.kept = true
-		return a.println(l.id)
+		return a.printSandbox(l.id)
 	}
 	return a.shell(ctx, s)
 }

@@ -7,8 +7,8 @@ func (a *app) resumeBuildCommand() *cobra.Command {
 	var r resumeFlags
 	c := &cobra.Command{
 		Use:   "resume-build --from-build UUID",
-		Short: "resume, under the flags of the field's orchestrator",
-		Long: `Does what resume does, under the names, flags and defaults of the field's orchestrator. Long flags also work with a single dash: -from-build UUID.
+		Short: "resume, under the flags of E2B's orchestrator",
+		Long: `Does what resume does, under the names, flags and defaults of E2B's orchestrator. Long flags also work with a single dash: -from-build UUID.
 
 Builds are looked for in .local-build unless -storage says otherwise.`,
 		Example: `  spore resume-build -from-build 123e4567-e89b-42d3-a456-426614174000 -iterations 10

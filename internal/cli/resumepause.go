@@ -14,7 +14,7 @@ import (
 	"github.com/sporevm/spore/internal/sandbox"
 )
 
-// cmdPauseTimeout is the field's limit for a --cmd-pause command.
+// cmdPauseTimeout is the limit of E2B's orchestrator for a --cmd-pause command.
 const cmdPauseTimeout = 10 * time.Minute
 
 // untilPause returns when the machine is to be frozen, by whichever flag says so.

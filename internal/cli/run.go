@@ -120,7 +120,7 @@ func (a *app) leave(ctx context.Context, l *leased, cmd guest.Command, f runFlag
 	}
 	process.Detach()
 	l.kept = true
-	return a.println(l.id)
+	return a.printSandbox(l.id)
 }
 
 // runnable wakes what spec.Image names: a snapshot, or else the frozen machine of an image, which is made unless it is there.

@@ -68,6 +68,9 @@ func (a *app) wakeCommand() *cobra.Command {
 		Args:              manyArgs("sandboxes"),
 		ValidArgsFunction: a.completeSandboxes,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkTimeout(timeout); err != nil {
+				return err
+			}
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error {
 				_, err := c.Connect(ctx, id, timeout)
 				return err
@@ -94,7 +97,7 @@ func (a *app) each(ctx context.Context, refs []string, do func(context.Context, 
 			refs = append(refs, s.SandboxID)
 		}
 	}
-	var errs []error
+	done, errs := []sandboxID{}, []error{}
 	for _, ref := range refs {
 		id, err := c.Find(ctx, ref)
 		if err == nil {
@@ -104,11 +107,39 @@ func (a *app) each(ctx context.Context, refs []string, do func(context.Context, 
 			errs = append(errs, err)
 			continue
 		}
+		done = append(done, sandboxID{id})
+		if a.json {
+			continue
+		}
 		if err := a.println(id); err != nil {
 			return err
 		}
 	}
+	if a.json {
+		errs = append(errs, a.printJSON(done))
+	}
 	return errors.Join(errs...)
+}
+
+// sandboxID is a sandbox as --json shows it where there is no more to tell; ps and fork, which tell more, call the id the same.
+type sandboxID struct {
+	ID string `json:"sandboxID"`
+}
+
+// printSandbox writes the id of a sandbox that stays in the daemon.
+func (a *app) printSandbox(id string) error {
+	if a.json {
+		return a.printJSON(sandboxID{id})
+	}
+	return a.println(id)
+}
+
+// checkTimeout refuses what the daemon can't be asked for.
+func checkTimeout(d time.Duration) error {
+	if d < 0 || d%time.Second != 0 {
+		return usageErrorf("--timeout %v: choose whole seconds", d)
+	}
+	return nil
 }
 
 // pairs reads NAME=VALUE flags.

@@ -12,7 +12,7 @@ import (
 	"github.com/sporevm/spore/internal/snapshot"
 )
 
-const seedHelp = `With --team nothing but SQL is printed: one transaction for psql, that makes the build known to the field's control plane. It is for these tables, and may be run
+const seedHelp = `With --team nothing but SQL is printed: one transaction for psql, that makes the build known to E2B's control plane. It is for these tables, and may be run
 again:
   envs (id text PRIMARY KEY, team_id uuid, public boolean, updated_at timestamptz)
   env_builds (id uuid PRIMARY KEY, env_id text REFERENCES envs, status text, vcpu bigint, ram_mb bigint, free_disk_size_mb bigint,

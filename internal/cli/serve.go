@@ -4,13 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log"
-	"log/slog"
-	"net"
-	"net/http"
-	"net/http/pprof"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,9 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sporevm/spore/internal/console"
 	"github.com/sporevm/spore/internal/sandbox"
@@ -53,7 +44,7 @@ func (a *app) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the daemon: sandboxes as a service",
 		Long: `Runs the daemon that owns sandboxes: it makes them from snapshots, forks them, lets them sleep and wake, and ends them when their time is up. It answers
-the public API of the field's sandbox platform, so that its SDKs work with E2B_API_URL and E2B_SANDBOX_URL set to http://ADDRESS, and the web console at /.
+the public API of the E2B sandbox platform, so that its SDKs work with E2B_API_URL and E2B_SANDBOX_URL set to http://ADDRESS, and the web console at /.
 The commands ps, exec, fork, pause, wake, kill, logs and port-forward speak to it over a unix socket; run and resume have their machines in it, if it has the
 snapshot.
 
@@ -75,23 +66,23 @@ Traces go where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`,
 	}
 	flags := c.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:7070", "address of the API and the console")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:7070", "`ADDRESS` of the API and the console")
 	flags.StringVar(&a.statePath, "state", "", "folder of the daemon's state (default $SPORE_STATE, or spore/daemon in the user's data folder)")
 	flags.StringVar(&a.socketPath, "socket", "", "unix socket for the other commands (default $SPORE_SOCKET, or daemon.sock in the run folder)")
 	flags.StringVar(&f.keys, "keys", "remote", "who needs a key: remote (all but loopback), always or never")
-	flags.StringArrayVar(&f.pools, "pool", nil, "TEMPLATE=N: keep N sandboxes of a template waiting; may be repeated")
-	flags.StringArrayVar(&f.warmups, "pool-warmup", nil, "TEMPLATE=COMMAND: what each of them runs before it waits; may be repeated")
+	flags.StringArrayVar(&f.pools, "pool", nil, "keep N sandboxes of a template waiting, as `TEMPLATE=N`; may be repeated")
+	flags.StringArrayVar(&f.warmups, "pool-warmup", nil, "what each of them runs before it waits, as `TEMPLATE=COMMAND`; may be repeated")
 	flags.DurationVar(&f.timeout, "default-timeout", 5*time.Minute, "life of a sandbox that asks for no timeout")
 	flags.DurationVar(&f.longest, "max-timeout", 24*time.Hour, "longest life that one may ask for at once")
 	flags.IntVar(&f.running, "max-running", 0, "running sandboxes that a key may have; 0: no limit but the host's")
 	flags.IntVar(&f.paused, "max-paused", 0, "paused sandboxes that a key may have; 0: no limit")
-	flags.StringVar(&f.reserve, "reserve-memory", "", "host memory to leave alone, such as 2G (default a sixteenth)")
+	flags.StringVar(&f.reserve, "reserve-memory", "", "host memory to leave alone, a `SIZE` such as 2G (default a sixteenth)")
 	flags.StringVar(&f.onExit, "on-exit", "pause", "what happens to running sandboxes when the daemon ends: pause or kill")
 	flags.DurationVar(&f.exitTimeout, "exit-timeout", 5*time.Minute, "how long pausing them may take; what is left then is killed")
 	flags.StringVar(&f.domain, "domain", "", "name under which the ports of sandboxes are found, as PORT-ID.NAME (default the name of each request)")
-	flags.StringArrayVar(&f.origins, "origin", nil, "origin of web pages that may use the API without a key; may be repeated")
+	flags.StringArrayVar(&f.origins, "origin", nil, "`ORIGIN` of web pages that may use the API without a key; may be repeated")
 	flags.StringVar(&f.buildNet, "build-net", "none", "network of the templates that clients build: none, user or tap")
-	flags.StringVar(&f.metrics, "metrics-listen", "", "address for /metrics and /debug/pprof, which need no key: keep it private")
+	flags.StringVar(&f.metrics, "metrics-listen", "", "`ADDRESS` for /metrics and /debug/pprof, which need no key: keep it private")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	a.jailFlags(flags)
 	a.trustFlags(flags)
@@ -170,7 +161,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, flush()) }()
+	defer flush()
 	if o.StateDir, err = a.stateDir(); err != nil {
 		return err
 	}
@@ -207,102 +198,6 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	}
 	defer api.Close()
 	return a.listen(ctx, f, api, registry, log)
-}
-
-// listen serves until ctx ends: the API on its address and on the unix socket, and what is private on an address of its own.
-func (a *app) listen(ctx context.Context, f serveFlags, api http.Handler, registry *prometheus.Registry, log *slog.Logger) error {
-	public, err := net.Listen("tcp", f.listen)
-	if err != nil {
-		return fmt.Errorf("listening for requests: %w", err)
-	}
-	defer public.Close()
-	socket, err := a.listenSocket()
-	if err != nil {
-		return err
-	}
-	defer socket.Close() // removes it
-	listeners := []net.Listener{public, socket}
-	servers := []*http.Server{sandboxapi.NewHTTPServer(api, httpLog(log))}
-	var private net.Listener
-	if f.metrics != "" {
-		if private, err = net.Listen("tcp", f.metrics); err != nil {
-			return fmt.Errorf("listening for --metrics-listen: %w", err)
-		}
-		defer private.Close()
-		servers = append(servers, &http.Server{Handler: privateRoutes(registry), ReadHeaderTimeout: 10 * time.Second, ErrorLog: httpLog(log)})
-	}
-	a.say("serving http://%s", public.Addr())
-	if private != nil {
-		a.say("metrics and profiles on http://%s", private.Addr())
-	}
-	g, stopped := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		g.Go(func() error { return served(servers[0].Serve(l)) })
-	}
-	if private != nil {
-		g.Go(func() error { return served(servers[1].Serve(private)) })
-	}
-	g.Go(func() error {
-		<-stopped.Done()
-		// Requests that are quick may end; streams are cut, for their sandboxes are about to be.
-		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		for _, s := range servers {
-			if s.Shutdown(short) != nil {
-				s.Close()
-			}
-		}
-		return nil
-	})
-	return g.Wait()
-}
-
-// served is nil for a server that was told to end.
-func served(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
-}
-
-func httpLog(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }
-
-// privateRoutes are what only the operator may see.
-func privateRoutes(registry *prometheus.Registry) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return mux
-}
-
-// listenSocket listens for the other commands. A socket that a dead daemon left is replaced; the lock on the state has told that there is no other.
-func (a *app) listenSocket() (net.Listener, error) {
-	path, err := a.socket()
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making room for the daemon's socket: %w", err)
-	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("another daemon listens on %s: choose another socket by --socket", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("removing a dead daemon's socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listening for the other commands: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("keeping others from the daemon's socket: %w", err), l.Close())
-	}
-	return l, nil
 }
 
 // describeDaemon is what the API tells of it.

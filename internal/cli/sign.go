@@ -37,7 +37,7 @@ Those who take --require-signed with --trusted-keys FILE (or SPORE_TRUSTED_KEYS)
 		ValidArgsFunction: a.completeSnapshots,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.sign(cmd.Context(), keyFile, args) },
 	}
-	c.Flags().StringVar(&keyFile, "key", "", "file with the private key, PEM")
+	c.Flags().StringVar(&keyFile, "key", "", "`FILE` with the private key, PEM")
 	return c
 }
 
@@ -91,7 +91,7 @@ func (a *app) sign(ctx context.Context, keyFile string, refs []string) error {
 // trustFlags are for commands that open snapshots.
 func (a *app) trustFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&a.requireSigned, "require-signed", false, "open only snapshots that a trusted key has signed")
-	flags.StringVar(&a.trustedKeys, "trusted-keys", "", "file with the trusted public keys, PEM (default $SPORE_TRUSTED_KEYS)")
+	flags.StringVar(&a.trustedKeys, "trusted-keys", "", "`FILE` with the trusted public keys, PEM (default $SPORE_TRUSTED_KEYS)")
 }
 
 // trust returns what the flags say of trust.

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// singleDash lets the build commands take long flags with one dash, as the field's own tools do: -to-build as well as --to-build.
+// singleDash lets the build commands take long flags with one dash, as E2B's tools do: -to-build as well as --to-build.
 // Other commands keep the usual rules, by which -it means -i -t.
 func singleDash(root *cobra.Command, args []string) []string {
 	for i, arg := range args {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// size is a flag for an amount of memory or disk in bytes: a number of MiB, as the field writes it, or with a suffix M, G or T.
+// size is a flag for an amount of memory or disk in bytes: a number of MiB, as E2B's tools write it, or with a suffix M, G or T.
 type size int64
 
 // maxSize is more than any disk that can be asked for, and keeps sums from overflowing.

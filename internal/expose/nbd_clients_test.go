@@ -90,7 +90,7 @@ func start(t *testing.T, ctx context.Context, disk expose.Disk) (*net.UnixConn, 
 	}
 	t.Cleanup(func() { theirs.Close() })
 	ended := make(chan error, 1)
-	go func() { ended <- expose.ServeNBD(ctx, ours, disk) }()
+	go func() { ended <- expose.NewNBDServer(disk, expose.NBDOptions{}).ServeConn(ctx, ours) }()
 	return theirs.(*net.UnixConn), ended
 }
 

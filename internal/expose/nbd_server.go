@@ -50,12 +50,6 @@ func NewNBDServer(disk Disk, options NBDOptions) *NBDServer {
 	return &NBDServer{disk: disk, options: options, drain: nbdDrainMax}
 }
 
-// ServeNBD serves disk to the client at the other end of conn; see NBDServer.ServeConn. Faults of the disk reach the client only as EIO
-// and the like: use an NBDServer to learn of them.
-func ServeNBD(ctx context.Context, conn net.Conn, disk Disk) error {
-	return NewNBDServer(disk, NBDOptions{}).ServeConn(ctx, conn)
-}
-
 // Fault returns the first failure of the disk, or nil.
 func (s *NBDServer) Fault() *Fault {
 	s.mu.Lock()

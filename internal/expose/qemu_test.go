@@ -247,7 +247,7 @@ func TestQEMUByDescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- expose.ServeNBD(t.Context(), ours, disk) }()
+	go func() { ended <- expose.NewNBDServer(disk, expose.NBDOptions{}).ServeConn(t.Context(), ours) }()
 	path, err := exec.LookPath("qemu-io")
 	if err != nil {
 		t.Skip("SKIP: no qemu-io here: install qemu-utils")

@@ -10,7 +10,7 @@ import (
 // maxEntries bounds each list of a policy: a set of rules that the kernel takes in one message.
 const maxEntries = 512
 
-// Policy says which destinations a slot may reach. Allow wins over Deny, as in the field: an address in Allow may be reached, another one in Deny may not.
+// Policy says which destinations a slot may reach. Allow wins over Deny, as in E2B's lists: an address in Allow may be reached, another one in Deny may not.
 // What is in neither list may be reached, unless there is an Allow and no Deny: an allow list alone is the list of all that may be reached, and one beside a
 // deny list is the list of exceptions from it. The zero value permits everything.
 //

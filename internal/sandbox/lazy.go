@@ -34,8 +34,8 @@ type LazyOptions struct {
 // farPatience is how long the end of a machine may be waited for before the memory that it may be waiting for is taken away.
 const farPatience = 200 * time.Millisecond
 
-// remembering is how a sandbox comes to the memory that it wakes with.
-type remembering func(ctx context.Context, s *Sandbox, o ResumeOptions, p Progress) error
+// memoryFinder gives a sandbox the memory that it wakes with.
+type memoryFinder func(ctx context.Context, s *Sandbox, o ResumeOptions, p Progress) error
 
 // memory has the sandbox map the snapshot's memory: page by page if it is far away, else laid out flat, which is done once and is quicker ever after.
 func (h *Host) memory(ctx context.Context, s *Sandbox, o ResumeOptions, p Progress) error {

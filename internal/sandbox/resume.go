@@ -35,7 +35,7 @@ func (h *Host) Resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 }
 
 // resume is Resume with a choice of how the sandbox comes to its memory.
-func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, remember remembering, p Progress) (_ *Sandbox, err error) {
+func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOptions, findMemory memoryFinder, p Progress) (_ *Sandbox, err error) {
 	begin := time.Now()
 	meta := *snap.Metadata()
 	if !meta.HasMemory() {
@@ -70,7 +70,7 @@ func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	}()
 	opened := time.Now()
 	p.Phase("memory")
-	if err := remember(ctx, s, o, p); err != nil {
+	if err := findMemory(ctx, s, o, p); err != nil {
 		return nil, err
 	}
 	defer s.whileResuming(ctx)()

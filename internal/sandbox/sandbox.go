@@ -246,7 +246,7 @@ func (s *Sandbox) connect(ctx context.Context) error {
 	return nil
 }
 
-// wake hands the guest its next identity: until it has confirmed that no user process runs.
+// wake hands the guest its next identity: until it has confirmed that one, no user process runs.
 func (s *Sandbox) wake(ctx context.Context, client *guest.Client) error {
 	return s.hand(ctx, client.Wake)
 }

@@ -26,7 +26,8 @@ type served struct {
 	waited sync.Once
 }
 
-// await gives the reason of a death time to be known: the VMM is killed before it is told why. Who else has killed it is not known either, so it is waited for once.
+// await gives the reason of a death time to be known: a pager kills the VMM first, and tells why after that. A VMM that
+// somebody else has killed looks the same, and then no reason comes: this waits only once.
 func (m *served) await() {
 	m.waited.Do(func() {
 		select {

@@ -13,7 +13,7 @@ import (
 	"github.com/sporevm/spore/internal/guest/api"
 )
 
-// The field's habit for ready commands, and for start commands without one.
+// How E2B's templates are built: how often and how long a ready command is tried, and how long a start command without one may take to settle.
 const (
 	readyInterval = 2 * time.Second
 	readyTimeout  = 10 * time.Minute

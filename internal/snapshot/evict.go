@@ -14,13 +14,6 @@ import (
 	"github.com/sporevm/spore/internal/store/flock"
 )
 
-// TrimCache removes the flat memory files that were not used for longest until
-// those that no machine uses take up at most limit bytes on disk. It returns how
-// many bytes it freed. Files in use are left alone and do not count.
-func (r *Repo) TrimCache(ctx context.Context, limit int64) (int64, error) {
-	return r.cache.evict(ctx, limit)
-}
-
 // flatFile is a flat memory file as eviction sees it.
 type flatFile struct {
 	key  string
@@ -28,6 +21,9 @@ type flatFile struct {
 	size int64 // on disk, bytes
 }
 
+// evict removes the flat memory files that were not used for longest until those
+// that no machine uses take up at most limit bytes on disk. It returns how many
+// bytes it freed. Files in use are left alone and do not count.
 func (c *flatCache) evict(ctx context.Context, limit int64) (int64, error) {
 	files, err := c.unused()
 	if err != nil {

@@ -35,17 +35,13 @@ type Repo struct {
 // Option changes how a Repo works.
 type Option func(*Repo)
 
-// CacheLimit bounds what flat memory files that no machine uses may take up on
-// disk, in bytes; DefaultCacheLimit without this option.
-func CacheLimit(bytes int64) Option { return func(r *Repo) { r.cache.limit = bytes } }
-
 // Far says that the store is far away: frames are kept in a cache on this host, and
 // fetched many at a time.
 func Far(frames block.FrameCache) Option { return func(r *Repo) { r.far = frames } }
 
-// DefaultCacheLimit is the disk space, in bytes, that unused flat memory files may
-// take up.
-const DefaultCacheLimit = 32 << 30
+// cacheLimit is the disk space, in bytes, that flat memory files which no machine
+// uses may take up.
+const cacheLimit = 32 << 30
 
 // Open returns the snapshots in st. cacheDir, which need not exist, is a directory
 // of this host for what can be made again; what interrupted runs left in it is
@@ -58,7 +54,7 @@ func Open(st store.Store, cacheDir string, options ...Option) (*Repo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the cache %s: %w", cacheDir, err)
 	}
-	r := &Repo{store: st, cache: flatCache{dir: filepath.Join(dir, "memory"), limit: DefaultCacheLimit, at: func(string) {}}}
+	r := &Repo{store: st, cache: flatCache{dir: filepath.Join(dir, "memory"), limit: cacheLimit, at: func(string) {}}}
 	for _, o := range options {
 		o(r)
 	}

@@ -217,25 +217,34 @@ func (f *Reader) entries(dir *Node) ([]dirEntry, error) {
 			if err := readFull(f.r, block, x.Disk+off); err != nil {
 				return nil, fmt.Errorf("reading the directory %q: %w", dir.Path, err)
 			}
-			for b := block; len(b) >= 8; {
-				inode, length, n := Inode(le.Uint32(b)), int(le.Uint16(b[4:])), int(b[6])
-				if f.blockSize == 64<<10 && (length == 65535 || length == 0) {
-					length = 64 << 10
-				}
-				if length < 8 || length > len(b) || length%4 != 0 || inode != 0 && (n == 0 || n+8 > length) {
-					return nil, corrupt("an entry of the directory %q has %d bytes", dir.Path, length)
-				}
-				if name := string(b[8 : 8+min(n, length-8)]); inode != 0 && name != "." && name != ".." {
-					if strings.ContainsAny(name, "/\x00") {
-						return nil, corrupt("the name %q in the directory %q", name, dir.Path)
-					}
-					out = append(out, dirEntry{name, inode})
-				}
-				b = b[length:]
+			var err error
+			if out, err = f.blockEntries(out, block, dir.Path); err != nil {
+				return nil, err
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b dirEntry) int { return strings.Compare(a.name, b.name) })
+	return out, nil
+}
+
+// blockEntries adds the entries of one block of the directory at path.
+func (f *Reader) blockEntries(out []dirEntry, block []byte, path string) ([]dirEntry, error) {
+	for b := block; len(b) >= 8; {
+		inode, length, n := Inode(le.Uint32(b)), int(le.Uint16(b[4:])), int(b[6])
+		if f.blockSize == 64<<10 && (length == 65535 || length == 0) {
+			length = 64 << 10
+		}
+		if length < 8 || length > len(b) || length%4 != 0 || inode != 0 && (n == 0 || n+8 > length) {
+			return nil, corrupt("an entry of the directory %q has %d bytes", path, length)
+		}
+		if name := string(b[8 : 8+min(n, length-8)]); inode != 0 && name != "." && name != ".." {
+			if strings.ContainsAny(name, "/\x00") {
+				return nil, corrupt("the name %q in the directory %q", name, path)
+			}
+			out = append(out, dirEntry{name, inode})
+		}
+		b = b[length:]
+	}
 	return out, nil
 }
 

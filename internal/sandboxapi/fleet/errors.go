@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Kind says whose turn it is after an error.
+// Kind says what an error is to the caller: whether another request, another state or another time would help.
 type Kind int
 
 // The kinds of errors.

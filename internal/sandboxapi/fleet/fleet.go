@@ -2,7 +2,7 @@
 // again after a restart.
 //
 // A running sandbox lives in this process. One that is paused is a snapshot and a row in the database, and nothing else. Whatever is told of a sandbox is
-// told by its [Info]; whatever goes wrong is an [Error], whose kind says whose turn it is.
+// told by its [Info]; whatever goes wrong is an [Error], whose kind says what the caller can do.
 package fleet
 
 import (

@@ -2,8 +2,8 @@ package fleet
 
 import "sync"
 
-// scribe writes down, in order and a moment later, what nobody has to wait for: a sandbox is not slower to come because it is counted. What decides what a
-// sandbox is, is not written so.
+// scribe does the fleet's writing to the database, one after the other in the order in which it was asked for. Most of it nobody waits for: a sandbox is not slower
+// to come because it is counted. Whoever has to know that something is written waits for it, as save does.
 type scribe struct {
 	work chan func()
 	done sync.WaitGroup
@@ -12,7 +12,7 @@ type scribe struct {
 	closed bool
 }
 
-// newScribe returns one that has room for some that is to be written; who brings more waits.
+// newScribe returns one that holds so many writes; whoever brings more waits.
 func newScribe() *scribe {
 	s := &scribe{work: make(chan func(), 1024)}
 	s.done.Go(func() {
@@ -23,7 +23,7 @@ func newScribe() *scribe {
 	return s
 }
 
-// write has f run, after all that was to be written before, and tells whether it will: not after close.
+// write has f run after all that came before it, and tells whether it will: not after close.
 func (s *scribe) write(f func()) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -34,7 +34,7 @@ func (s *scribe) write(f func()) bool {
 	return true
 }
 
-// flush returns when all is written that was to be before.
+// flush returns when all that came before it is written.
 func (s *scribe) flush() {
 	written := make(chan struct{})
 	if s.write(func() { close(written) }) {

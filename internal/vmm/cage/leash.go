@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leash makes the kernel kill a process when this one is gone. A process that is to die with its parent is not any more once it has changed its user, as a jailer does;
-// so this does not hang on the process: its standard input is a pipe whose other end only we hold, and the kernel kills who is told to be its owner when that is closed.
+// leash makes the kernel kill a process when this one is gone. "Die with your parent" does not last: a process that changes its user, as a jailer does, loses it. So the
+// process gets a pipe for its standard input, whose other end only we hold, and is made the owner of the pipe's signals, of which SIGKILL is chosen: when we are gone, the
+// other end closes, and the kernel sends it.
 type leash struct{ ours, theirs *os.File }
 
 // newLeash makes a leash for a command that has not been started.

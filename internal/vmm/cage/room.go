@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckRoom says why no process can have a room of its own here; nil: it can. It takes root, and a root directory that a file system is mounted at, as that of a chroot need
-// not be: what is mounted around a chroot can't be kept apart from within it.
+// CheckRoom says why no process can have mounts and a network of its own here; nil: it can. That takes root, and a root directory that is a mount point. The root of a
+// chroot often is none, and then mounts can't be kept apart from within it.
 func CheckRoom() error {
 	if os.Geteuid() != 0 {
 		return errors.New("it takes root")

@@ -5,7 +5,7 @@ import type { SandboxDetail } from "../api/platform.ts";
 import { tabs, to } from "../route.ts";
 import type { Tab } from "../route.ts";
 import { moment, seconds, short, span } from "../ui/format.ts";
-import { Badge, Heading, Missing, Stale } from "../ui/states.tsx";
+import { Badge, Facts, Heading, Missing, Stale } from "../ui/states.tsx";
 import { useNow, usePoll } from "../ui/use.ts";
 import { Actions } from "./actions.tsx";
 import { FilesTab } from "./files.tsx";
@@ -45,7 +45,7 @@ export function SandboxPage({ id, tab, path }: { id: string; tab: Tab; path: str
       ) : (
         <>
           <Stale error={error} />
-          <Facts s={s} />
+          <SandboxFacts s={s} />
           <nav class="tabs" aria-label="Of this sandbox">
             {tabs.map((t) => (
               <a key={t} href={to.sandbox(id, t)} aria-current={t === tab ? "page" : undefined}>
@@ -67,7 +67,7 @@ export function SandboxPage({ id, tab, path }: { id: string; tab: Tab; path: str
   );
 }
 
-function Facts({ s }: { s: SandboxDetail }) {
+function SandboxFacts({ s }: { s: SandboxDetail }) {
   const now = useNow();
   const { parent, wakeMs, pooled } = s.spore;
   const facts: [string, preact.ComponentChildren][] = [
@@ -79,14 +79,5 @@ function Facts({ s }: { s: SandboxDetail }) {
     ...(wakeMs ? [["Last wake", `${wakeMs.toFixed(wakeMs < 10 ? 1 : 0)} ms${pooled ? ", from a pool" : ""}`] as [string, string]] : []),
     ...Object.entries(s.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
   ];
-  return (
-    <dl class="facts">
-      {facts.map(([name, value]) => (
-        <div key={name}>
-          <dt>{name}</dt>
-          <dd>{value}</dd>
-        </div>
-      ))}
-    </dl>
-  );
+  return <Facts facts={facts} />;
 }

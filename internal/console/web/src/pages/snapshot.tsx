@@ -5,7 +5,7 @@ import type { Artifact } from "../api/spore.ts";
 import { to } from "../route.ts";
 import { bytes, moment, short } from "../ui/format.ts";
 import { HeatMap } from "../ui/heatmap.tsx";
-import { Heading, Missing } from "../ui/states.tsx";
+import { Facts, Heading, Missing } from "../ui/states.tsx";
 import { usePoll } from "../ui/use.ts";
 import { CreateDialog } from "./create.tsx";
 
@@ -56,14 +56,7 @@ export function SnapshotPage({ id }: { id: string }) {
           )}
         </div>
       </div>
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts facts={facts} />
       {children.length > 0 && (
         <p>
           Made from it:{" "}

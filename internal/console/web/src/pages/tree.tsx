@@ -7,7 +7,7 @@ import { layout } from "../tree/layout.ts";
 import { nodes } from "../tree/nodes.ts";
 import type { Node } from "../tree/nodes.ts";
 import { bytes, moment, plural, short } from "../ui/format.ts";
-import { Badge, Heading, Missing, Stale } from "../ui/states.tsx";
+import { Badge, Facts, Heading, Missing, Stale } from "../ui/states.tsx";
 import { usePoll } from "../ui/use.ts";
 import { Actions } from "./actions.tsx";
 import { CreateDialog } from "./create.tsx";
@@ -177,18 +177,5 @@ function Chosen({ node, compared, onCompare, onDone }: ChosenProps) {
       )}
       {creating && <CreateDialog template={s.names[0] ?? s.id} onDone={() => void onDone()} onClose={() => setCreating(false)} />}
     </>
-  );
-}
-
-function Facts({ facts }: { facts: [string, string][] }) {
-  return (
-    <dl class="facts">
-      {facts.map(([name, value]) => (
-        <div key={name}>
-          <dt>{name}</dt>
-          <dd>{value}</dd>
-        </div>
-      ))}
-    </dl>
   );
 }

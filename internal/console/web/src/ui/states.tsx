@@ -41,6 +41,20 @@ export function Id({ id }: { id: string }) {
   );
 }
 
+/** What is known of something: names and values. */
+export function Facts({ facts }: { facts: [string, ComponentChildren][] }) {
+  return (
+    <dl class="facts">
+      {facts.map(([name, value]) => (
+        <div key={name}>
+          <dt>{name}</dt>
+          <dd>{value}</dd>
+        </div>
+      ))}
+    </dl>
+  );
+}
+
 /** A heading that takes the focus when its page is entered. */
 export function Heading({ children }: { children: ComponentChildren }) {
   return (
