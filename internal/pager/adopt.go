@@ -146,7 +146,7 @@ func (p *pager) meet(ctx context.Context) error {
 		}
 		switch m.Op {
 		case eventFork:
-			c := &claim{fork: Fork{ID: m.Fork, UID: m.UID}, pager: p, ready: make(chan struct{}), path: m.Path, failed: m.Error != ""}
+			c := &claim{fork: Fork{ID: m.Fork, UID: m.UID}, pager: p, ready: make(chan struct{}), path: m.Path, failed: m.Error != nil}
 			close(c.ready)
 			p.claims[m.Fork] = c
 		case eventConnected:
@@ -154,7 +154,7 @@ func (p *pager) meet(ctx context.Context) error {
 				c.process, c.started = m.process, m.process.started()
 			}
 		case opHello:
-			if m.Error == "" {
+			if m.Error == nil {
 				return p.wire.conn.SetReadDeadline(time.Time{})
 			}
 			err = errTaken

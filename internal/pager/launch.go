@@ -101,8 +101,8 @@ func (p *pager) greet(in io.WriteCloser, out io.ReadCloser) error {
 	if err := json.NewDecoder(io.LimitReader(out, maxPacket)).Decode(&answer); err != nil {
 		return fmt.Errorf("starting a pager: it has ended, or not answered in %v: %w", startPatience, err)
 	}
-	if answer.Error != "" {
-		return fmt.Errorf("starting a pager: %s", answer.Error)
+	if answer.Error != nil {
+		return fmt.Errorf("starting a pager: %w", answer.Error)
 	}
 	return nil
 }

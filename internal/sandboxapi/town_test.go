@@ -36,7 +36,7 @@ type town struct {
 	templates []fleet.Template
 	frozen    map[uuid.UUID]string // templates made from sandboxes
 	born      int
-	full      *fleet.Error // what a create returns
+	full      error // what a create returns
 }
 
 type house struct {

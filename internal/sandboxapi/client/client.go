@@ -29,6 +29,7 @@ const maxAnswer = 64 << 20
 type Error struct {
 	Status  int // of HTTP
 	Message string
+	Damaged bool // what is stored is not what was written
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -129,7 +130,7 @@ func asError(status int, data []byte) error {
 	if json.Unmarshal(data, &e) != nil || e.Message == "" {
 		e.Message = http.StatusText(status)
 	}
-	return &Error{Status: status, Message: e.Message}
+	return &Error{Status: status, Message: e.Message, Damaged: e.Damaged}
 }
 
 // Info tells about the daemon.

@@ -189,6 +189,9 @@ type Error struct {
 	// Code The HTTP status
 	Code int32 `json:"code"`
 
+	// Damaged What is stored is not what was written
+	Damaged bool `json:"damaged,omitempty,omitzero"`
+
 	// Hint What to do about it; it is also at the end of the message
 	Hint    string `json:"hint,omitempty,omitzero"`
 	Message string `json:"message"`
