@@ -128,6 +128,9 @@ type Needs struct {
 	Served bool
 	User   int
 
+	// MayServe says why this host lets no machine have its memory served so; nil: nobody has to be asked.
+	MayServe func() error
+
 	// NewUser takes a user for a machine of whom it has to be known beforehand whom it runs as. Nil: they all run as User.
 	NewUser func() (User, error)
 }
