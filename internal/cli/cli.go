@@ -121,7 +121,7 @@ func (a *app) root() *cobra.Command {
 		a.createCommand(), a.resumeCommand(), a.runCommand(),
 		a.listCommand(), a.inspectCommand(), a.verifyCommand(), a.rmCommand(), a.tagCommand(), a.untagCommand(),
 		a.diffCommand(), a.mountCommand(), a.copyCommand(), a.pushCommand(), a.pullCommand(), a.squashCommand(), a.gcCommand(), a.signCommand(),
-		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.logsCommand(), a.portForwardCommand(), a.keyCommand(),
+		a.serveCommand(), a.psCommand(), a.execCommand(), a.forkCommand(), a.pauseCommand(), a.wakeCommand(), a.killCommand(), a.logsCommand(), a.statsCommand(), a.portForwardCommand(), a.keyCommand(),
 		a.benchCommand(), a.doctorCommand(),
 		a.createBuildCommand(), a.resumeBuildCommand(), a.copyBuildCommand(), a.inspectBuildCommand(), a.showBuildDiffCommand(), a.mountBuildCommand(),
 		a.serveMountCommand(), a.serveMemoryCommand(), a.servePagesCommand(), a.benchProcessCommand(),

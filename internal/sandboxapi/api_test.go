@@ -311,7 +311,7 @@ func TestLogsAndMetrics(t *testing.T) {
 		Sandboxes map[string]openapi.SandboxMetric
 	}
 	ask(t, web, "GET", "/sandboxes/metrics?sandbox_ids="+s.SandboxID+",nobody", "", nil).into(t, &latest)
-	if len(latest.Sandboxes) != 1 || latest.Sandboxes[s.SandboxID].CPUUsedPct != 75 {
+	if got := latest.Sandboxes[s.SandboxID]; len(latest.Sandboxes) != 1 || got.CPUUsedPct != 75 || got.VMM["block.read_bytes"] != 7 {
 		t.Errorf("%+v", latest)
 	}
 }

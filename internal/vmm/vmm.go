@@ -199,6 +199,13 @@ type Machine interface {
 	Close() error
 }
 
+// Measured is implemented by machines whose VMM measures itself.
+type Measured interface {
+	// Measure returns numbers by name, such as "block.read_bytes", but for those that are 0. They are the VMM's own, and what they mean depends on it; those
+	// that count do so since its process started.
+	Measure(ctx context.Context) (map[string]float64, error)
+}
+
 // Phases are the durations of a start: process start to control channel, and from there to running CPUs.
 type Phases struct {
 	Spawn, Load time.Duration

@@ -241,6 +241,21 @@ func (c *Client) Logs(ctx context.Context, id string) ([]openapi.LogEntry, error
 	return answer.Logs, err
 }
 
+// Measure measures a sandbox. One that does not run is a conflict.
+func (c *Client) Measure(ctx context.Context, id string) (openapi.SandboxMetric, error) {
+	var answer struct {
+		Sandboxes map[string]openapi.SandboxMetric
+	}
+	if _, err := c.do(ctx, http.MethodGet, "/sandboxes/metrics?sandbox_ids="+url.QueryEscape(id), nil, &answer); err != nil {
+		return openapi.SandboxMetric{}, err
+	}
+	m, ok := answer.Sandboxes[id]
+	if !ok {
+		return m, &Error{Status: http.StatusConflict, Message: "sandbox " + id + " does not run, so that there is nothing to measure"}
+	}
+	return m, nil
+}
+
 // ForkReport is what a fork did to the sandbox that was forked.
 type ForkReport struct {
 	Snapshot  string

@@ -151,4 +151,7 @@ type Metric struct {
 	MemTotal, MemUsed   int64   // bytes, as are all below
 	MemCache            int64
 	DiskTotal, DiskUsed int64
+
+	// VMM is what the machine's monitor has measured, see [vmm.Measured]. Only the latest measurement has it, and not on all engines.
+	VMM map[string]float64
 }

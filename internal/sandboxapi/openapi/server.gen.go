@@ -464,6 +464,9 @@ type SandboxMetric struct {
 	MemUsed       int64     `json:"memUsed"`
 	Timestamp     time.Time `json:"timestamp"`
 	TimestampUnix int64     `json:"timestampUnix"`
+
+	// VMM What the VMM has measured of the machine, by names of its own, but for zeros; in the latest measurement only, and not on all engines
+	VMM map[string]float64 `json:"vmm,omitempty,omitzero"`
 }
 
 // SandboxOrigin What spore knows beyond what SDKs ask for
