@@ -30,6 +30,9 @@ func (p *pager) launch() (err error) {
 	p.note() // before there is anything to clean up
 	defer func() {
 		if err != nil {
+			if p.child != nil {
+				p.child.close()
+			}
 			os.RemoveAll(p.root)
 			p.unnote()
 		}

@@ -105,7 +105,7 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 
 // spawned sets up what belongs to a live process.
 func (m *Machine) spawned() {
-	m.api = newClient(func(ctx context.Context) (net.Conn, error) { return m.home.dial(ctx, apiSocket) })
+	m.api = newClient(func(ctx context.Context) (net.Conn, error) { return m.home.dial(ctx, apiSocket, m.PID()) })
 	m.readers.Go(func() {
 		for lines := bufio.NewReader(m.home.log); ; {
 			line, err := lines.ReadSlice('\n') // a line that is too long comes in pieces
@@ -162,7 +162,7 @@ func (m *Machine) waitForAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, quick, fmt.Errorf("firecracker did not open its API in %v", quick))
 	defer cancel()
 	for {
-		conn, err := m.home.dial(ctx, apiSocket)
+		conn, err := m.home.dial(ctx, apiSocket, m.PID())
 		if err == nil {
 			conn.Close()
 			break
@@ -210,7 +210,7 @@ func (m *Machine) DialPort(ctx context.Context, port uint32) (net.Conn, error) {
 
 // dialOnce asks Firecracker for a connection; it closes the stream where nobody listens.
 func (m *Machine) dialOnce(ctx context.Context, port uint32) (_ net.Conn, err error) {
-	conn, err := m.home.dial(ctx, vsockSocket)
+	conn, err := m.home.dial(ctx, vsockSocket, m.PID())
 	if err != nil {
 		return nil, err
 	}
