@@ -110,7 +110,7 @@ func template(t fleet.Template) openapi.Template {
 func metric(m fleet.Metric) openapi.SandboxMetric {
 	return openapi.SandboxMetric{
 		Timestamp: m.Time.UTC(), TimestampUnix: m.Time.Unix(), CPUCount: m.CPUs, CPUUsedPct: m.CPUPercent / float64(max(1, m.CPUs)),
-		MemTotal: m.MemTotal, MemUsed: m.MemUsed, MemCache: m.MemCache, DiskTotal: m.DiskTotal, DiskUsed: m.DiskUsed,
+		MemTotal: m.MemTotal, MemUsed: m.MemUsed, MemCache: m.MemCache, DiskTotal: m.DiskTotal, DiskUsed: m.DiskUsed, VMM: m.VMM,
 	}
 }
 

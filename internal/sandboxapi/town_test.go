@@ -36,7 +36,7 @@ type town struct {
 	templates []fleet.Template
 	frozen    map[uuid.UUID]string // templates made from sandboxes
 	born      int
-	full      *fleet.Error // what a create returns
+	full      error // what a create returns
 }
 
 type house struct {
@@ -329,7 +329,7 @@ func (tn *town) Metrics(ctx context.Context, id string, _, _ time.Time) ([]fleet
 	if _, err := tn.Get(ctx, id); err != nil {
 		return nil, err
 	}
-	return []fleet.Metric{{Time: time.Unix(1, 0), CPUs: 2, CPUPercent: 150, MemTotal: 10}}, nil
+	return []fleet.Metric{{Time: time.Unix(1, 0), CPUs: 2, CPUPercent: 150, MemTotal: 10, VMM: map[string]float64{"block.read_bytes": 7}}}, nil
 }
 
 func (tn *town) Logs(ctx context.Context, id string, after time.Time, limit int, oldest bool) ([]fleet.LogEntry, error) {

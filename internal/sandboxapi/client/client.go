@@ -29,6 +29,7 @@ const maxAnswer = 64 << 20
 type Error struct {
 	Status  int // of HTTP
 	Message string
+	Damaged bool // what is stored is not what was written
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -129,7 +130,7 @@ func asError(status int, data []byte) error {
 	if json.Unmarshal(data, &e) != nil || e.Message == "" {
 		e.Message = http.StatusText(status)
 	}
-	return &Error{Status: status, Message: e.Message}
+	return &Error{Status: status, Message: e.Message, Damaged: e.Damaged}
 }
 
 // Info tells about the daemon.
@@ -238,6 +239,21 @@ func (c *Client) Logs(ctx context.Context, id string) ([]openapi.LogEntry, error
 	var answer struct{ Logs []openapi.LogEntry }
 	_, err := c.do(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/logs?limit=1000", nil, &answer)
 	return answer.Logs, err
+}
+
+// Measure measures a sandbox. One that does not run is a conflict.
+func (c *Client) Measure(ctx context.Context, id string) (openapi.SandboxMetric, error) {
+	var answer struct {
+		Sandboxes map[string]openapi.SandboxMetric
+	}
+	if _, err := c.do(ctx, http.MethodGet, "/sandboxes/metrics?sandbox_ids="+url.QueryEscape(id), nil, &answer); err != nil {
+		return openapi.SandboxMetric{}, err
+	}
+	m, ok := answer.Sandboxes[id]
+	if !ok {
+		return m, &Error{Status: http.StatusConflict, Message: "sandbox " + id + " does not run, so that there is nothing to measure"}
+	}
+	return m, nil
 }
 
 // ForkReport is what a fork did to the sandbox that was forked.

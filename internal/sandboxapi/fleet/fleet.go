@@ -41,6 +41,7 @@ type Info struct {
 	Owner    string    // id of the key that made it; empty: no key was needed
 	State    State
 	Reason   string // why it is dead
+	Damaged  bool   `json:",omitempty"` // it died of damage in what is stored of it
 	Started  time.Time
 	End      time.Time     // when its time is up
 	Timeout  time.Duration // what it was made with
@@ -150,4 +151,7 @@ type Metric struct {
 	MemTotal, MemUsed   int64   // bytes, as are all below
 	MemCache            int64
 	DiskTotal, DiskUsed int64
+
+	// VMM is what the machine's monitor has measured, see [vmm.Measured]. Only the latest measurement has it, and not on all engines.
+	VMM map[string]float64
 }

@@ -189,6 +189,9 @@ type Error struct {
 	// Code The HTTP status
 	Code int32 `json:"code"`
 
+	// Damaged What is stored is not what was written
+	Damaged bool `json:"damaged,omitempty,omitzero"`
+
 	// Hint What to do about it; it is also at the end of the message
 	Hint    string `json:"hint,omitempty,omitzero"`
 	Message string `json:"message"`
@@ -461,6 +464,9 @@ type SandboxMetric struct {
 	MemUsed       int64     `json:"memUsed"`
 	Timestamp     time.Time `json:"timestamp"`
 	TimestampUnix int64     `json:"timestampUnix"`
+
+	// VMM What the VMM has measured of the machine, by names of its own, but for zeros; in the latest measurement only, and not on all engines
+	VMM map[string]float64 `json:"vmm,omitempty,omitzero"`
 }
 
 // SandboxOrigin What spore knows beyond what SDKs ask for

@@ -115,17 +115,3 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
-
-func FuzzMetrics(f *testing.F) {
-	f.Add([]byte(`{"utc_timestamp_ms":1,"vmm":{"panic_count":0}}`))
-	f.Add([]byte(`null`))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		if all, err := decodeMetrics(line); err == nil {
-			for topic, values := range all {
-				if !json.Valid(values) {
-					t.Errorf("%s is %q", topic, values)
-				}
-			}
-		}
-	})
-}
