@@ -193,9 +193,9 @@ func (c *Client) Wake(ctx context.Context, id api.Identity) (api.WakeReport, err
 }
 
 const (
-	// warmWake is how long the answer to a wake may take before the guest's
-	// clock, which was set on its way, is set again.
-	warmWake = 20 * time.Millisecond
+	// clockSlack is how long the answer to a wake may take before the guest's
+	// clock, which was set on its way, is set again: it may be off by that.
+	clockSlack = 40 * time.Millisecond
 	// clockTries bounds that on a host that stays busy.
 	clockTries = 5
 )
@@ -205,7 +205,7 @@ const (
 // sent; what it has reported is brought up to date.
 func (c *Client) setClock(ctx context.Context, id api.Identity, sent time.Time, report *api.WakeReport) error {
 	for range clockTries {
-		if time.Since(sent) <= warmWake {
+		if time.Since(sent) <= clockSlack {
 			return nil
 		}
 		sent = time.Now()

@@ -120,7 +120,7 @@ func TestClockIsSetAgain(t *testing.T) {
 		c := newHost(t, agent.Options{Wake: func(_ context.Context, id api.Identity) (api.WakeReport, error) {
 			wakes = append(wakes, id)
 			if n := len(wakes) - 1; n > 0 && n < slow {
-				time.Sleep(2 * warmWake)
+				time.Sleep(2 * clockSlack)
 			}
 			return api.WakeReport{Generation: id.Generation, Time: int64(len(wakes)), Thawed: len(wakes) == 2}, nil
 		}}).session()
