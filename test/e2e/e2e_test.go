@@ -134,7 +134,7 @@ func makeImage(dir string) error {
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
 		"etc/group":  "root:x:0:\napp:x:1000:\n",
 		// Counts in memory, and tells its count by a file.
-		"bin/counter": "#!/bin/sh\nn=0\nwhile :; do n=$((n+1)); echo $n > /tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done\n",
+		"bin/counter": "#!/bin/sh\necho $$ > /tmp/counter\nn=0\nwhile :; do n=$((n+1)); echo $n > /tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done\n",
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
@@ -218,7 +218,7 @@ func machines(ts *testscript.TestScript) []int {
 }
 
 // patience is how long a busy machine may take for what takes seconds on an idle one.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // cmdMachine waits until a machine of this script runs: machine
 func cmdMachine(ts *testscript.TestScript, neg bool, args []string) {

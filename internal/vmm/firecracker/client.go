@@ -86,6 +86,9 @@ func (c *client) call(ctx context.Context, limit time.Duration, method, path str
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil && timed.Err() != nil {
+		return fmt.Errorf("%s %s: %w", method, path, context.Cause(timed))
+	}
 	if err != nil {
 		return fmt.Errorf("reading the answer to %s %s: %w: %w", method, path, vmm.ErrDead, err)
 	}
