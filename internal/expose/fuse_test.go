@@ -197,9 +197,14 @@ func TestLoop(t *testing.T) {
 			t.Fatalf("the device reads other bytes: %v", err)
 		}
 		name := filepath.Base(device.Name())
+		backing := "/sys/block/" + name + "/loop/backing_file"
+		ours, err := os.ReadFile(backing)
+		if err != nil {
+			t.Fatal(err)
+		}
 		device.Close()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			if _, err := os.Stat("/sys/block/" + name + "/loop/backing_file"); os.IsNotExist(err) {
+			if now, err := os.ReadFile(backing); err != nil || !bytes.Equal(now, ours) { // others may have the device by now
 				break
 			}
 			if time.Now().After(deadline) {
