@@ -103,7 +103,7 @@ func TestForks(t *testing.T) {
 	d := newDaemon(t, nil)
 	i := d.create(fleet.CreateSpec{Private: true, Metadata: map[string]string{"kind": "parent"}})
 	d.sh(i.ID, "echo before > /run-file; sleep 1000 & echo $! > /pid")
-	forks, report, err := d.Fork(t.Context(), i.ID, 4, time.Minute, "me")
+	forks, report, err := d.Fork(t.Context(), i.ID, 4, time.Hour, "me") // longer than any host takes
 	if err != nil || len(forks) != 4 || report.Stopped <= 0 {
 		t.Fatal(forks, report, err)
 	}
