@@ -72,14 +72,10 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	if spec.EnvVars, err = pairs("--env", f.env); err != nil {
 		return err
 	}
-	c, err := a.daemon(ctx)
-	if err != nil {
-		return err
-	}
 	begin := time.Now()
-	id, err := c.Find(ctx, ref)
+	c, id, err := a.onSandbox(ctx, ref)
 	var forks []openapi.ForkResult
-	if is[*client.Error](err) {
+	if c != nil && is[*client.Error](err) {
 		forks, err = createAll(ctx, c, f.n, spec)
 	} else if err == nil {
 		if f.autoPause || f.autoResume || len(f.metadata) > 0 || len(f.env) > 0 {

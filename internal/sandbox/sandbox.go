@@ -232,7 +232,11 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if fault != nil { // while it started: fail had no machine to end
 		return fault
 	}
-	if err := s.dir.record(machine.PID()); err != nil {
+	about, err := s.about()
+	if err == nil {
+		err = s.dir.record(machine.PID(), about)
+	}
+	if err != nil {
 		return fmt.Errorf("recording the VMM's process: %w", err)
 	}
 	return nil

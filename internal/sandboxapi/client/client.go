@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sporevm/spore/internal/guest"
@@ -158,28 +157,6 @@ func (c *Client) List(ctx context.Context) ([]openapi.ListedSandbox, error) {
 			return all, nil
 		}
 	}
-}
-
-// Find returns the id of the one sandbox whose id begins with prefix.
-func (c *Client) Find(ctx context.Context, prefix string) (string, error) {
-	all, err := c.List(ctx)
-	if err != nil {
-		return "", err
-	}
-	prefix = strings.ToLower(strings.ReplaceAll(prefix, "-", ""))
-	var found []string
-	for _, s := range all {
-		if prefix != "" && strings.HasPrefix(s.SandboxID, prefix) {
-			found = append(found, s.SandboxID)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return "", &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("there is no sandbox %q: spore ps shows those that there are", prefix)}
-	case 1:
-		return found[0], nil
-	}
-	return "", &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("%q begins the ids of %d sandboxes: say more of it", prefix, len(found))}
 }
 
 // Create makes a sandbox.

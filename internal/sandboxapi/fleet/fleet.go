@@ -51,6 +51,8 @@ type Info struct {
 	Secure     bool // its agent wants Token
 	Metadata   map[string]string
 	Token      string `json:"-"` // access token of the agent; empty if it is not Secure
+	Private    bool   // its ports want Traffic, but for the agent's
+	Traffic    string `json:"-"` // access token of its ports; empty if it is not Private
 
 	CPUs         int
 	MemoryBytes  int64
@@ -72,6 +74,7 @@ type CreateSpec struct {
 	OnTimeout  Action        // empty: Kill
 	AutoResume bool
 	Insecure   bool // no token is needed to talk to its agent
+	Private    bool // one is needed to talk to its other ports
 	Metadata   map[string]string
 	Env        map[string]string // added to that of the template for all that runs in it
 

@@ -317,7 +317,7 @@ type NetworkConfig struct {
 	// AllowOut IPv4 addresses and networks that it may reach; wins over denyOut
 	AllowOut []string `json:"allowOut,omitempty,omitzero"`
 
-	// AllowPublicTraffic Whether ports can be reached without a token: they always can
+	// AllowPublicTraffic Whether ports can be reached without trafficAccessToken; that of the agent wants its own token in any case. It is so for good, and its forks' too
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
 	// DenyOut IPv4 addresses and networks that it may not reach
@@ -414,6 +414,9 @@ type Sandbox struct {
 	EnvdVersion string    `json:"envdVersion"`
 	SandboxID   SandboxID `json:"sandboxID"`
 	TemplateID  string    `json:"templateID"`
+
+	// TrafficAccessToken What its ports want in E2b-Traffic-Access-Token; absent if nothing
+	TrafficAccessToken string `json:"trafficAccessToken,omitempty,omitzero"`
 }
 
 // SandboxDetail defines model for SandboxDetail.
