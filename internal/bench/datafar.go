@@ -54,7 +54,8 @@ func (s *dataSuite) far(ctx context.Context) (err error) {
 		err = errors.Join(err, gone)
 	}()
 	touched, err := s.Host.Touched(ctx, snap)
-	stored := storedBytes(snap.Memory().Header(), touched)
+	memory := touched.Memory()
+	stored := storedBytes(snap.Memory().Header(), memory)
 	if err = errors.Join(err, snap.Close()); errors.Is(err, errors.ErrUnsupported) {
 		return nil // FUSE takes root; the report has no figures of this then
 	} else if err != nil {
@@ -89,8 +90,9 @@ func (s *dataSuite) far(ctx context.Context) (err error) {
 	s.report.Add("far_wake_no_prefetch", "ms", without)
 	s.report.Add("far_fetched", "bytes", fetched)
 	s.report.Add("far_unpacked", "bytes", unpacked)
-	s.report.Add("far_touched", "bytes", Samples{float64(touched.Len() * block.DefaultBlockSize)})
+	s.report.Add("far_touched", "bytes", Samples{float64(memory.Size())})
 	s.report.Add("far_touched_stored", "bytes", Samples{float64(stored)})
+	s.report.Add("far_touched_disk", "bytes", Samples{float64(touched.Disk().Size())})
 	s.report.Ratio("no_prefetch_over_prefetch", without.Median(), with.Median())
 	s.report.Ratio("fetched_over_touched", fetched.Median(), float64(stored))
 	s.report.Ratio("unpacked_over_touched", unpacked.Median(), float64(stored))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sort"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -14,10 +15,11 @@ import (
 const copySize = 1 << 20
 
 // CopyLayer writes the layer that the snapshot id stored to w, as it is stored and
-// in order, and verifies every frame before it is written. A header that does not
-// name the layer has nothing to copy. progress, if not nil, is told how many
-// stored bytes were copied since the last call; calls do not overlap.
-func (r *Reader) CopyLayer(ctx context.Context, id uuid.UUID, w io.Writer, progress func(n int64)) error {
+// in order, and verifies every frame before it is written. It begins with the frame
+// that is stored at from, 0 for the whole layer. A header that does not name the
+// layer has nothing to copy. progress, if not nil, is told how many stored bytes
+// were copied since the last call; calls do not overlap.
+func (r *Reader) CopyLayer(ctx context.Context, id uuid.UUID, from int64, w io.Writer, progress func(n int64)) error {
 	if r.err != nil {
 		return r.err
 	}
@@ -30,6 +32,11 @@ func (r *Reader) CopyLayer(ctx context.Context, id uuid.UUID, w io.Writer, progr
 	if index < 0 {
 		return nil
 	}
+	frames := r.h.Layers[index].Frames
+	start := sort.Search(len(frames), func(i int) bool { return frames[i].Offset >= from })
+	if start < len(frames) && frames[start].Offset != from {
+		return fmt.Errorf("copying %s: no frame is stored at %d", r.layers.artifact, from)
+	}
 	workers := max(2, runtime.GOMAXPROCS(0))
 	free := make(chan *stretch, 2*workers)
 	for range cap(free) {
@@ -40,8 +47,7 @@ func (r *Reader) CopyLayer(ctx context.Context, id uuid.UUID, w io.Writer, progr
 	group.Go(func() error {
 		defer close(work)
 		defer close(order)
-		frames := r.h.Layers[index].Frames
-		for first := 0; first < len(frames); {
+		for first := start; first < len(frames); {
 			select {
 			case s := <-free:
 				s.first, s.end = first, stretchEnd(frames, first)

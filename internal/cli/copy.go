@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,8 +26,10 @@ func (a *app) copyCommand() *cobra.Command {
 		Use:   "copy SNAPSHOT... STORE",
 		Short: "Copy snapshots, with all that they need, to another store",
 		Long: `Copies snapshots and the ancestors that they need from the store at hand (--store) to another one. What the other store has already is not copied again: a
-copy that was interrupted goes on where it stopped. Ancestors come first and each snapshot appears whole or not at all. All data is verified as it is read, and again
-as it was written. Signatures come along, names don't: see --tag. The ids of the snapshots, as they are in the other store, are printed.
+copy that was interrupted goes on where it stopped. To a folder it does so in the middle of a snapshot too, once it has verified what is there; gc removes what nobody
+went on with. In a bucket objects appear whole, so there the snapshot that was under way begins anew. Ancestors come first and each snapshot appears whole or not at
+all. All data is verified as it is read, and again as it was written. Signatures come along, names don't: see --tag. The ids of the snapshots, as they are in the other
+store, are printed.
 
 With --flatten a single layer is copied: a new snapshot with the same content, which needs no ancestors.
 
@@ -101,6 +104,7 @@ type copied struct {
 	Copied  []uuid.UUID `json:"copied"`
 	Present []uuid.UUID `json:"present"` // were there already
 	Bytes   int64       `json:"bytes"`
+	Kept    int64       `json:"kept"` // bytes that an interrupted copy had left
 	Seconds float64     `json:"seconds"`
 }
 
@@ -160,15 +164,20 @@ func (a *app) copyOne(ctx context.Context, from, to *snapshot.Repo, ref string, 
 	} else {
 		var report snapshot.CopyReport
 		report, err = to.CopyFrom(ctx, from, id, progress.Advance)
-		result.Copied, result.Present, result.Bytes = append(result.Copied, report.Copied...), append(result.Present, report.Present...), report.Bytes
+		result.Copied, result.Present = append(result.Copied, report.Copied...), append(result.Present, report.Present...)
+		result.Bytes, result.Kept = report.Bytes, report.Kept
 	}
 	if err != nil {
 		return copied{}, err
 	}
 	progress.end()
 	result.Seconds = time.Since(begin).Seconds()
-	a.say("%s: %d copied, %d there already; %s, %s/s", ref, len(result.Copied), len(result.Present), formatBytes(result.Bytes),
-		formatBytes(int64(float64(result.Bytes)/max(result.Seconds, 1e-3))))
+	kept := ""
+	if result.Kept > 0 {
+		kept = fmt.Sprintf("; %s of an interrupted copy kept", formatBytes(result.Kept))
+	}
+	a.say("%s: %d copied, %d there already; %s, %s/s%s", ref, len(result.Copied), len(result.Present), formatBytes(result.Bytes),
+		formatBytes(int64(float64(result.Bytes)/max(result.Seconds, 1e-3))), kept)
 	if f.tag != "" {
 		err = to.Tag(ctx, f.tag, result.ID)
 	}

@@ -38,8 +38,8 @@ Steps are carried out in the order in which they are given. Each is kept as a la
 same beginning starts after it. The start command is left running in the snapshot. The ready command is retried every 2 s until it succeeds, for
 as long as --ready-timeout says.
 
-In the end the snapshot is woken twice, to learn which memory it touches until it has answered and run a first command: when it wakes from a bucket one day,
-that is fetched ahead. This takes FUSE and root; without them, or with --no-prefetch, nothing is learned, and waking from afar is slower.
+In the end the snapshot is woken twice, to learn what it touches of memory and disk until it has answered and run a first command: when it wakes from a bucket one
+day, that is fetched ahead. This takes FUSE and root; without them, or with --no-prefetch, nothing is learned, and waking from afar is slower.
 
 With --engine firecracker --jail the machine runs in Firecracker's jailer, which is looked for beside Firecracker and in PATH unless SPORE_JAILER names it. A snapshot
 does not remember it: say it again to wake one. SPORE_JAIL_USERS=FIRST-LAST says whom jailed machines may run as; programs that share users must share SPORE_JAIL_DIR
@@ -70,7 +70,7 @@ does not remember it: say it again to wake one. SPORE_JAIL_USERS=FIRST-LAST says
 	flags.StringVar(&f.ready, "ready", "", "`COMMAND` that succeeds once the machine is ready to be frozen")
 	flags.DurationVar(&f.readyTimeout, "ready-timeout", 10*time.Minute, "how long the ready command may take to succeed")
 	flags.StringArrayVar(&f.labels, "label", nil, "`NAME=VALUE` to keep with the snapshot; may be repeated")
-	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "don't wake the snapshot twice to learn which memory it touches then")
+	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "don't wake the snapshot twice to learn what it touches then")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run all steps, even those whose result is known")
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	_ = c.RegisterFlagCompletionFunc("from", a.completeSnapshots)

@@ -21,8 +21,8 @@ func (a *app) gcCommand() *cobra.Command {
 		Long: `Lists the snapshots that nothing leads to and, with --yes, removes them. What leads to a snapshot is a name, a running machine, an unfinished snapshot that builds
 upon it, or a snapshot to which something leads and which needs its data. What is younger than --grace is left alone: its maker may not have named it yet.
 
-Other commands may work on the store meanwhile: before each removal it is looked again whether something leads there by now. In a bucket, what
-interrupted uploads left before the grace period is removed too.`,
+Other commands may work on the store meanwhile: before each removal it is looked again whether something leads there by now. What interrupted
+copies and uploads left before the grace period is removed too.`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if grace < 0 {
@@ -41,7 +41,7 @@ type collected struct {
 	DryRun    bool      `json:"dry_run"`
 	Snapshots []garbage `json:"snapshots"`
 	Bytes     int64     `json:"bytes"` // that were freed or, in a dry run, would be
-	Swept     int64     `json:"swept"` // bytes that writers who died had left in a bucket
+	Swept     int64     `json:"swept"` // bytes that writers who died had left
 }
 
 type garbage struct {
@@ -108,7 +108,7 @@ func (a *app) gcTable(r collected) error {
 	} else {
 		a.say("removed: %s", what)
 		if r.Swept > 0 {
-			a.say("swept: %s that interrupted uploads had left", formatBytes(r.Swept))
+			a.say("swept: %s that interrupted copies and uploads had left", formatBytes(r.Swept))
 		}
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"os"
 	"slices"
 
-	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker"
@@ -15,7 +14,8 @@ import (
 type wakes struct {
 	Memory   string `json:"memory"` // mapped, lazy or served
 	Why      string `json:"why"`
-	Prefetch int64  `json:"prefetch_bytes"` // known to be touched, and from afar fetched before they are; 0: nothing is known
+	Prefetch int64  `json:"prefetch_bytes"`      // known to be touched, and from afar fetched before they are; 0: nothing is known
+	Disk     int64  `json:"prefetch_disk_bytes"` // the same of the disk
 
 	Refused string `json:"refused,omitempty"` // why they do not wake here all the same
 	Fix     string `json:"fix,omitempty"`     // the command that mends that
@@ -30,13 +30,16 @@ const (
 
 // String is the line of the dashboard.
 func (w wakes) String() string {
-	text := w.Memory + " memory: " + w.Why
+	text, disk := w.Memory+" memory: "+w.Why, ""
+	if w.Disk > 0 {
+		disk = " and " + formatBytes(w.Disk) + " of the disk"
+	}
 	switch {
 	case w.Prefetch == 0:
 	case w.Memory == wakesMapped:
-		text += "; from a bucket " + formatBytes(w.Prefetch) + " would be fetched ahead"
+		text += "; from a bucket " + formatBytes(w.Prefetch) + disk + " would be fetched ahead"
 	default:
-		text += ", " + formatBytes(w.Prefetch) + " of it ahead"
+		text += ", " + formatBytes(w.Prefetch) + " of it" + disk + " ahead"
 	}
 	if w.Refused != "" {
 		text += "; but not here: " + w.Refused
@@ -71,7 +74,7 @@ func (a *app) wakesHere(ctx context.Context, repo *snapshot.Repo, s *snapshot.Sn
 	if err != nil && !is[*snapshot.CorruptError](err) { // a damaged list is as good as none
 		return nil, err
 	}
-	w.Prefetch = ahead.Len() * block.DefaultBlockSize
+	w.Prefetch, w.Disk = ahead.Memory().Size(), ahead.Disk().Size()
 	return w, nil
 }
 

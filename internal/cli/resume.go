@@ -81,7 +81,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
 func (f *resumeFlags) register(flags *pflag.FlagSet) {
 	flags.IntVar(&f.iterations, "iterations", 0, "wake so many times and report how long it took; 0: once, for a shell")
 	flags.BoolVar(&f.cold, "cold", false, "from the second iteration on, drop what the host has cached of the snapshot first")
-	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "from a bucket: fetch memory when it is touched, and none of it before")
+	flags.BoolVar(&f.noPrefetch, "no-prefetch", false, "from a bucket: fetch memory and disk when they are touched, and nothing before")
 	flags.BoolVar(&f.pause, "pause", false, "freeze again at once")
 	flags.StringVar(&f.signalPause, "signal-pause", "", "freeze again when spore receives this `SIGNAL`")
 	flags.StringVar(&f.cmdPause, "cmd-pause", "", "freeze again if this `COMMAND` succeeds in the guest")

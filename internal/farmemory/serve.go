@@ -140,7 +140,7 @@ func (s *server) prefetch(ctx context.Context, repo *snapshot.Repo, h *block.Hea
 		s.log.Warn("the list of what to fetch ahead can't be read", "snapshot", h.ID, "error", err)
 		return
 	}
-	s.image.prefetch(ctx, pages)
+	s.image.prefetch(ctx, pages.Memory())
 }
 
 // answer answers questions until there is nobody to ask.

@@ -28,10 +28,10 @@ type disk struct {
 	watched *watched
 }
 
-// newDisk starts serving an overlay over base, and returns the VMM's end of the connection or, with asFile, a file.
-func newDisk(base *block.Reader, scratch string, asFile bool, faulted func(error)) (_ *disk, vmmEnd *os.File, err error) {
+// newDisk starts serving an overlay over base, which is read by way of below, and returns the VMM's end of the connection or, with asFile, a file.
+func newDisk(base *block.Reader, below expose.Base, scratch string, asFile bool, faulted func(error)) (_ *disk, vmmEnd *os.File, err error) {
 	d := &disk{base: base}
-	if d.top, err = expose.NewOverlay(base, scratch); err != nil {
+	if d.top, err = expose.NewOverlay(below, scratch); err != nil {
 		return nil, nil, err
 	}
 	d.sw = expose.NewSwitch(d.top)

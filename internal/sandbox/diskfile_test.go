@@ -23,7 +23,7 @@ func TestDiskAsFile(t *testing.T) {
 		t.Skip("mounting takes root")
 	}
 	base := zeroDisk(t, 1<<20)
-	d, file, err := newDisk(base, t.TempDir(), true, func(err error) { t.Errorf("the disk failed: %v", err) })
+	d, file, err := newDisk(base, base, t.TempDir(), true, func(err error) { t.Errorf("the disk failed: %v", err) })
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, os.ErrNotExist) {
 		t.Skipf("FUSE can't be used here: %v", err)
 	} else if err != nil {

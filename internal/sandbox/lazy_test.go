@@ -236,8 +236,11 @@ func TestLearn(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Were the kernel to read ahead, it would be nearly all.
-	if all := small().MemoryBytes / block.DefaultBlockSize; pages.Len() < 200 || pages.Len() > all/4 {
-		t.Errorf("%d of %d pages are touched", pages.Len(), all)
+	if all, n := small().MemoryBytes/block.DefaultBlockSize, pages.Memory().Len(); n < 200 || n > all/4 {
+		t.Errorf("%d of %d pages are touched", n, all)
+	}
+	if all, n := snap.Disk().Header().Usage().Data()/block.DefaultBlockSize, pages.Disk().Len(); n == 0 || n > all/2 {
+		t.Errorf("%d of %d blocks of the disk are touched", n, all)
 	}
 	if err := os.RemoveAll(filepath.Join(b.cache, "frames")); err != nil {
 		t.Fatal(err)
@@ -249,8 +252,10 @@ func TestLearn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if both := pages.And(again); both.Len() < pages.Len()*3/4 {
-		t.Errorf("of %d pages that were learned a wake touches %d", pages.Len(), both.Len())
+	for what, of := range map[string]func(snapshot.Pages) snapshot.Pages{"pages": snapshot.Pages.Memory, "blocks": snapshot.Pages.Disk} {
+		if learned, both := of(pages), of(pages.And(again)); both.Len() < learned.Len()*3/4 {
+			t.Errorf("of %d %s that were learned a wake touches %d", learned.Len(), what, both.Len())
+		}
 	}
 }
 

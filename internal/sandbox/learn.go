@@ -13,7 +13,7 @@ import (
 // learnTimeout bounds what is only a favour to later wakes.
 const learnTimeout = 2 * time.Minute
 
-// learn finds out which memory a new snapshot touches when it wakes, for those who will wake it from afar. That it fails is no reason to fail otherwise.
+// learn finds out what a new snapshot touches when it wakes, of memory and of its disk, for those who will wake it from afar. That it fails is no reason to fail otherwise.
 func (h *Host) learn(ctx context.Context, snap *snapshot.Snapshot, p Progress) {
 	if h.LazyMemory == nil {
 		return
@@ -35,7 +35,7 @@ func (h *Host) learn(ctx context.Context, snap *snapshot.Snapshot, p Progress) {
 	}
 }
 
-// touchedTwice returns the pages that each of two wakes touches, in the order of the first: what one alone does is chance.
+// touchedTwice returns the pages of memory and blocks of the disk that each of two wakes touches, in the order of the first: what one alone does is chance.
 func (h *Host) touchedTwice(ctx context.Context, snap *snapshot.Snapshot) (snapshot.Pages, error) {
 	first, err := h.Touched(ctx, snap)
 	if err != nil {
@@ -48,15 +48,17 @@ func (h *Host) touchedTwice(ctx context.Context, snap *snapshot.Snapshot) (snaps
 	return first.And(second), nil
 }
 
-// Touched wakes a snapshot and returns the pages of memory that it touches until a first command has run, in order.
+// Touched wakes a snapshot and returns the pages of memory that it touches until a first command has run, in order, and after them the blocks of the disk.
 func (h *Host) Touched(ctx context.Context, snap *snapshot.Snapshot) (_ snapshot.Pages, err error) {
 	if h.LazyMemory == nil {
 		return nil, fmt.Errorf("%w: there is nothing to serve memory page by page", errors.ErrUnsupported)
 	}
+	disk := &noted{Reader: snap.Disk()}
 	record := func(ctx context.Context, s *Sandbox, _ ResumeOptions, _ Progress) error {
+		s.noted = disk
 		return s.mapLazily(ctx, LazyOptions{Record: true})
 	}
-	s, err := h.resume(ctx, snap, ResumeOptions{}, record, NoProgress{})
+	s, err := h.resume(ctx, snap, ResumeOptions{NoPrefetch: true}, record, NoProgress{})
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +66,8 @@ func (h *Host) Touched(ctx context.Context, snap *snapshot.Snapshot) (_ snapshot
 	if err := s.firstCommand(ctx); err != nil {
 		return nil, err
 	}
-	return s.lazy.Pages(ctx)
+	pages, err := s.lazy.Pages(ctx)
+	return pages.WithDisk(disk.blocks()), err
 }
 
 // firstCommand runs the least of commands. An image may have no shell; what it takes to find that out is touched as well.

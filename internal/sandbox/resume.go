@@ -19,7 +19,7 @@ const resumeTimeout = 60 * time.Second
 // ResumeOptions say how to wake a snapshot. The zero value wakes it as it was frozen.
 type ResumeOptions struct {
 	Accel      string // auto, kvm or tcg; a snapshot taken under one does not run under the other
-	NoPrefetch bool   // memory from afar comes when it is touched, and none of it before
+	NoPrefetch bool   // memory and disk from afar come when they are touched, and nothing before
 
 	// ID is whom the machine wakes as. A sandbox that slept keeps its own; the zero UUID is a new one.
 	ID uuid.UUID
@@ -69,6 +69,9 @@ func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 		}
 	}()
 	opened := time.Now()
+	if h.Snapshots.IsFar() && !o.NoPrefetch {
+		s.ahead = h.fetchDisk(snap)
+	}
 	p.Phase("memory")
 	if err := findMemory(ctx, s, o, p); err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/expose"
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/guest/api"
 	"github.com/sporevm/spore/internal/network"
@@ -44,6 +45,8 @@ type Sandbox struct {
 	memory  *os.File    // mapped by the machine; one that was laid out carries the lock that keeps the cache from dropping it
 	lazy    *lazyMemory // serves memory, where that is not a plain file
 	pages   *served     // serves memory by userfaultfd; nil: nobody does
+	ahead   func()      // ends the fetching ahead of the disk; nil: there is none
+	noted   *noted      // keeps account of what is read of the disk; nil: nobody asked
 	user    vmm.User    // whom the VMM runs as, where that had to be known before it started
 	phases  Phases
 	slot    *network.Slot  // nil: the machine has no tap interface
@@ -187,6 +190,9 @@ func (s *Sandbox) Close() error {
 	} else if s.memory != nil {
 		errs = append(errs, s.memory.Close())
 	}
+	if s.ahead != nil {
+		s.ahead()
+	}
 	if s.own != nil {
 		errs = append(errs, s.own.Close())
 	}
@@ -210,7 +216,11 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if err != nil {
 		return err
 	}
-	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), h.scratch(), vmm.NeedsOf(engine).DiskFile, s.diskFailed); err != nil {
+	var below expose.Base = s.parent.Disk()
+	if s.noted != nil {
+		below = s.noted
+	}
+	if s.disk, c.Disk, err = newDisk(s.parent.Disk(), below, h.scratch(), vmm.NeedsOf(engine).DiskFile, s.diskFailed); err != nil {
 		return err
 	}
 	c.DiskTree, c.User = s.disk.tree, s.user

@@ -74,7 +74,7 @@ func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
 		s.fail(fmt.Errorf("reading memory: %w", reason))
 		close(pages.failed)
 	}
-	if pages.socket, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), user, ahead, failed); err != nil {
+	if pages.socket, err = h.Pages.Acquire(ctx, s.parent, s.id.String(), user, ahead.Memory(), failed); err != nil {
 		return false, err
 	}
 	s.pages = pages

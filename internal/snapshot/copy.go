@@ -9,7 +9,6 @@ import (
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -26,6 +25,7 @@ type CopyReport struct {
 	Copied  []uuid.UUID // ancestors before their children
 	Present []uuid.UUID // were there already, the same to the last byte
 	Bytes   int64       // of artifacts that were copied
+	Kept    int64       // bytes of artifacts that an interrupted copy had left
 }
 
 // ConflictError says that the destination has another snapshot of the same id.
@@ -44,9 +44,10 @@ func (e *ConflictError) Is(target error) bool { return target == store.ErrExist 
 
 // CopyFrom copies the snapshot id, and all its ancestors that r lacks, from
 // another repository. Each appears whole or not at all and after those that it
-// needs, so a copy that was interrupted is taken up where it stopped. Frames are
-// verified when they are read, and again as they were written. Signatures and
-// prefetch lists come along, names don't.
+// needs, so a copy that was interrupted is taken up where it stopped; in a store in
+// a folder also in the middle of a snapshot. Frames are verified when they are read,
+// and again as they were written, or found. Signatures and prefetch lists come
+// along, names don't.
 //
 // progress, which may be nil, hears how much of how many bytes is done; calls of
 // it do not overlap. Errors are *NotFoundError, *CorruptError and
@@ -58,7 +59,6 @@ func (r *Repo) CopyFrom(ctx context.Context, from *Repo, id uuid.UUID, progress 
 		return c.report, err
 	}
 	err := c.run(ctx)
-	c.report.Bytes = c.moved.Load()
 	return c.report, err
 }
 
@@ -69,10 +69,9 @@ type copier struct {
 	done     map[uuid.UUID]chan struct{}
 	total    int64
 
-	moved atomic.Int64
-	mu    sync.Mutex
-	tell  func(done, total int64)
+	tell func(done, total int64)
 
+	mu     sync.Mutex
 	report CopyReport
 }
 
@@ -147,25 +146,28 @@ func (c *copier) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (c *copier) add(n int64) {
-	moved := c.moved.Add(n)
-	if c.tell == nil {
-		return
-	}
+// add counts bytes that were copied, keep those that were there.
+func (c *copier) add(n int64)  { c.count(&c.report.Bytes, n) }
+func (c *copier) keep(n int64) { c.count(&c.report.Kept, n) }
+
+func (c *copier) count(what *int64, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tell(moved, c.total)
+	*what += n
+	if c.tell != nil {
+		c.tell(c.report.Bytes+c.report.Kept, c.total)
+	}
 }
 
 // copy copies one snapshot, and publishes it once those that it needs are there.
 func (c *copier) copy(ctx context.Context, s *Snapshot) error {
-	draft, err := c.to.store.Begin(ctx, s.meta.ID)
+	draft, end, err := c.begin(ctx, s)
 	if errors.Is(err, store.ErrExist) {
 		return c.raced(ctx, s)
 	} else if err != nil {
 		return err
 	}
-	defer draft.Abort()
+	defer end()
 	group, inner := errgroup.WithContext(ctx)
 	for name := range s.meta.Artifacts {
 		group.Go(func() error { return c.artifact(inner, draft, s, name) })
@@ -260,12 +262,12 @@ func (c *copier) artifact(ctx context.Context, draft store.Draft, s *Snapshot, n
 
 // data copies the layer that s stored itself.
 func (c *copier) data(ctx context.Context, draft store.Draft, s *Snapshot, name string, image *block.Reader) error {
-	f, err := draft.Create(name)
+	f, err := c.create(ctx, draft, s, name, image)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := image.CopyLayer(ctx, s.meta.ID, &checkedWriter{file: f}, c.add); err != nil {
+	if err := image.CopyLayer(ctx, s.meta.ID, f.Size(), &checkedWriter{file: f}, c.add); err != nil {
 		return err
 	}
 	if f.Size() != s.meta.Artifacts[name].Size {

@@ -133,6 +133,7 @@ func TestCopyResumes(t *testing.T) {
 			if len(report.Copied) > 1 && limit > 1 {
 				t.Logf("copied %d at the end", len(report.Copied))
 			}
+			nothingLeft(t, to)
 			return
 		}
 		if !errors.Is(err, context.Canceled) {

@@ -129,6 +129,12 @@ func (d *deadlyStore) Begin(ctx context.Context, id uuid.UUID) (store.Draft, err
 	return &deadlyDraft{draft, d}, err
 }
 
+func (d *deadlyStore) BeginKept(ctx context.Context, id uuid.UUID, content string) (store.KeptDraft, error) {
+	d.count()
+	draft, err := d.Dir.BeginKept(ctx, id, content)
+	return &deadlyKept{deadlyDraft{draft, d}, draft}, err
+}
+
 type deadlyDraft struct {
 	store.Draft
 	count *deadlyStore
@@ -138,6 +144,41 @@ func (d *deadlyDraft) Create(name string) (store.File, error) {
 	d.count.count()
 	f, err := d.Draft.Create(name)
 	return &deadlyFile{f, d.count}, err
+}
+
+// deadlyKept is deadly while it writes to what it keeps, too.
+type deadlyKept struct {
+	deadlyDraft
+	kept store.KeptDraft
+}
+
+func (d *deadlyKept) Keep() error { return d.kept.Keep() }
+
+func (d *deadlyKept) Continue(name string) (store.KeptFile, error) {
+	d.count.count()
+	f, err := d.kept.Continue(name)
+	return &deadlyKeptFile{f, d.count}, err
+}
+
+type deadlyKeptFile struct {
+	store.KeptFile
+	count *deadlyStore
+}
+
+func (f *deadlyKeptFile) Write(p []byte) (int, error) {
+	f.count.count()
+	half, err := f.KeptFile.Write(p[:len(p)/2])
+	if err != nil {
+		return half, err
+	}
+	f.count.count()
+	rest, err := f.KeptFile.Write(p[len(p)/2:])
+	return half + rest, err
+}
+
+func (f *deadlyKeptFile) Close() error {
+	f.count.count()
+	return f.KeptFile.Close()
 }
 
 func (d *deadlyDraft) Commit(ctx context.Context) error {
@@ -277,12 +318,23 @@ func TestProcessesLayOutOnce(t *testing.T) {
 }
 
 // TestKilledCopy kills a copy at each of its steps and runs it again: what is there
-// in between is whole, and in the end everything is.
+// in between is whole, in the end everything is, and nothing is fetched twice.
 func TestKilledCopy(t *testing.T) {
 	w := newWorld(t)
-	last := family(t, w)[2]
+	killCopies(t, w, family(t, w)...)
+}
+
+// TestKilledInTheMiddle does so with a snapshot that is copied in many steps.
+func TestKilledInTheMiddle(t *testing.T) {
+	w := newWorld(t)
+	killCopies(t, w, big(t, w))
+}
+
+// killCopies copies the last of some snapshots, which needs the others.
+func killCopies(t *testing.T, w world, all ...*snapshot.Snapshot) {
+	last := all[len(all)-1]
 	other := filepath.Join(t.TempDir(), "other")
-	kills := 0
+	kills, resumed := 0, 0
 	for left := 0; ; left++ {
 		if err := os.RemoveAll(other); err != nil {
 			t.Fatal(err)
@@ -303,22 +355,50 @@ func TestKilledCopy(t *testing.T) {
 			}
 			s.Close()
 		}
-		if left, _ := filepath.Glob(filepath.Join(other, ".drafts", "*")); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
 		if !killed {
-			if len(infos) != 3 {
+			if len(infos) != len(all) {
 				t.Errorf("%d snapshots were copied", len(infos))
 			}
 			break
 		}
 		kills++
-		report, err := to.repo.CopyFrom(t.Context(), w.repo, last.ID(), nil)
-		if err != nil || len(report.Copied) != 3-len(infos) {
-			t.Errorf("again after step %d, with %d there: %+v, %v", left, len(infos), report, err)
+		want, kept := missing(t, to, all)
+		if kept > 0 {
+			resumed++
+		}
+		from, read := counted(t, w)
+		report, err := to.repo.CopyFrom(t.Context(), from, last.ID(), nil)
+		if err != nil || len(report.Copied) != len(all)-len(infos) || report.Kept != kept {
+			t.Errorf("again after step %d, with %d and %d bytes there: %+v, %v", left, len(infos), kept, report, err)
+		}
+		if read.Load() != want {
+			t.Errorf("again after step %d: %d bytes were read, %d are missing", left, read.Load(), want)
+		}
+		for _, s := range all {
+			sameBytes(t, w, to, s.ID())
+		}
+		nothingLeft(t, to)
+	}
+	if kills < 20 || resumed < 4 {
+		t.Errorf("killed only %d times, in the middle of a snapshot %d times", kills, resumed)
+	}
+}
+
+// TestKilledAgainAndAgain has each run come only a little further.
+func TestKilledAgainAndAgain(t *testing.T) {
+	w := newWorld(t)
+	s := big(t, w)
+	other := filepath.Join(t.TempDir(), "other")
+	runs := 1
+	for ; runs < 20; runs++ {
+		if _, killed := run(t, w, "copy", s.ID().String(), other, "18"); !killed {
+			break
 		}
 	}
-	if kills < 20 {
-		t.Errorf("killed only %d times", kills)
+	if runs < 3 || runs == 20 {
+		t.Errorf("it took %d runs", runs)
 	}
+	to := openWorld(t, other, w.cache)
+	sameBytes(t, w, to, s.ID())
+	nothingLeft(t, to)
 }

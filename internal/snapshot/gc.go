@@ -34,9 +34,8 @@ type Garbage struct {
 // It is safe beside writers: each removal looks again, while nobody can pin the
 // snapshot, at what was published and named since.
 //
-// With remove, a store that can't tell by itself that a writer died is also swept
-// of what such writers left before the grace period; swept is how many bytes that
-// were.
+// With remove, the store is also swept of what writers who died left before the
+// grace period, as far as it keeps that; swept is how many bytes that were.
 func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) (garbage []Garbage, swept int64, err error) {
 	var unknown []error
 	infos, err := r.List(ctx, func(_ uuid.UUID, err error) { unknown = append(unknown, err) })
@@ -67,8 +66,8 @@ func (r *Repo) GC(ctx context.Context, grace time.Duration, remove bool) (garbag
 	return garbage, swept, err
 }
 
-// sweeper is a store that keeps what dead writers left until it is told that they
-// must be dead.
+// sweeper is a store that keeps what dead writers left: somebody may go on with it,
+// or it can't tell that they are dead.
 type sweeper interface {
 	Sweep(ctx context.Context, before time.Time) (freed int64, err error)
 }

@@ -14,12 +14,15 @@ import (
 )
 
 // PrefetchFile is the attachment with the pages of memory that a machine touches
-// when it wakes, in that order:
+// when it wakes, in that order, and with the blocks of the disk that it reads:
 //
 //	"sporepre", u32 version 1, u32 size of a page (little endian)
 //	for each run of pages until the end:
 //	    varint distance of its first page from the one after the last run's
 //	    uvarint how many pages it has, less one
+//
+// Pages from 8 TiB on, where no machine has memory, are the disk's blocks: whoever
+// knows of memory alone passes them over.
 //
 // It is advice: one that is not there, or wrong, costs time and nothing else.
 const PrefetchFile = "memfile.prefetch"
@@ -28,15 +31,45 @@ const (
 	prefetchMagic   = "sporepre"
 	prefetchVersion = 1
 	prefetchHead    = len(prefetchMagic) + 8
+	// firstDisk is the page that stands for the first block of the disk.
+	firstDisk = int64(8<<40) / block.DefaultBlockSize
 	// maxPrefetch bounds the pages of a list: 4 GiB.
 	maxPrefetch = 1 << 20
 )
 
-// PageRun is neighbouring pages of memory, of 4 KiB each.
+// PageRun is neighbouring pages, of 4 KiB each.
 type PageRun struct{ First, Count int64 }
 
-// Pages is a list of pages of memory in some order.
+// Pages is a list of pages in some order: of memory, or of memory and the disk
+// together as WithDisk makes it.
 type Pages []PageRun
+
+// WithDisk returns the pages of memory in p, and after them blocks of the disk.
+func (p Pages) WithDisk(blocks Pages) Pages {
+	both := p.Memory()
+	for _, run := range blocks.clip(0, firstDisk) {
+		both = append(both, PageRun{run.First + firstDisk, run.Count})
+	}
+	return both
+}
+
+// Memory returns the pages of memory.
+func (p Pages) Memory() Pages { return p.clip(0, firstDisk) }
+
+// Disk returns the blocks of the disk, by their numbers there.
+func (p Pages) Disk() Pages { return p.clip(firstDisk, 2*firstDisk) }
+
+// clip returns what is in a range, counted from its start.
+func (p Pages) clip(start, end int64) Pages {
+	var in Pages
+	for _, run := range p {
+		first, behind := max(run.First, start), min(run.First+run.Count, end)
+		if first < behind {
+			in = append(in, PageRun{first - start, behind - first})
+		}
+	}
+	return in
+}
 
 // Add appends a page.
 func (p *Pages) Add(page int64) {
@@ -79,6 +112,9 @@ func (p Pages) Len() int64 {
 	}
 	return n
 }
+
+// Size is how many bytes that are.
+func (p Pages) Size() int64 { return p.Len() * block.DefaultBlockSize }
 
 // And returns the pages of p that other lists too, in the order of p.
 func (p Pages) And(other Pages) Pages {
@@ -144,8 +180,8 @@ func decodePages(data []byte) (Pages, error) {
 	return p, nil
 }
 
-// Prefetch returns the pages that a machine touches when it wakes; none if nobody
-// knows.
+// Prefetch returns the pages that a machine touches when it wakes, of memory and of
+// the disk; none if nobody knows.
 func (r *Repo) Prefetch(ctx context.Context, id uuid.UUID) (Pages, error) {
 	data, err := readAll(ctx, r.store, id, PrefetchFile, store.MaxAttachment)
 	if errors.Is(err, store.ErrNoArtifact) {

@@ -59,6 +59,8 @@ func childMain(task, root string, args []string) error {
 	switch task {
 	case "publish":
 		return publish(d, id)
+	case "copy":
+		return publish(keeping{d}, id)
 	case "remove":
 		return d.Remove(ctx(), id, nil)
 	case "name":
@@ -69,7 +71,7 @@ func childMain(task, root string, args []string) error {
 
 var content = map[string]string{"memfile": strings.Repeat("data", 50_000), "memfile.header": "head", store.Manifest: "{}"}
 
-func publish(d *store.Dir, id uuid.UUID) error {
+func publish(d store.Store, id uuid.UUID) error {
 	draft, err := d.Begin(ctx(), id)
 	if err != nil {
 		return err
@@ -136,6 +138,23 @@ func TestKill(t *testing.T) {
 			check: func(t *testing.T, d *store.Dir, done bool) {
 				if !done {
 					if err := publish(d, id); err != nil { // nothing is in the way
+						t.Error(err)
+					}
+				}
+				whole(t, d, id)
+			},
+		},
+		{
+			task:    "copy",
+			done:    []string{"after the rename", "committed"},
+			prepare: func(*testing.T, *store.Dir) {},
+			check: func(t *testing.T, d *store.Dir, done bool) {
+				left, _ := filepath.Glob(filepath.Join(d.Root(), ".partial", "*"))
+				if done == (len(left) > 0) {
+					t.Errorf("done: %t, left %v", done, left)
+				}
+				if !done {
+					if err := publish(keeping{d}, id); err != nil {
 						t.Error(err)
 					}
 				}
@@ -217,7 +236,7 @@ func TestKill(t *testing.T) {
 				if err != nil || !slices.Contains(ids, old) {
 					t.Errorf("listed %v, %v", ids, err)
 				}
-				if test.task == "publish" && slices.Contains(ids, id) != done {
+				if (test.task == "publish" || test.task == "copy") && slices.Contains(ids, id) != done {
 					t.Errorf("published: %t, want %t", !done, done)
 				}
 				for _, name := range files(t, root) {

@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	draftsDir = ".drafts"
-	namesDir  = ".names"
+	draftsDir  = ".drafts"
+	partialDir = ".partial"
+	namesDir   = ".names"
 )
 
 // patience is how long Remove waits for a lock that is held only in passing (by a
@@ -28,15 +29,17 @@ const patience = 200 * time.Millisecond
 
 // Dir is a store in a directory:
 //
-//	<root>/<id>/…             a published snapshot; never changes
-//	<root>/.drafts/<id>.<n>/  a snapshot being written, or being removed
-//	<root>/.names/<name>      a file that holds the id ("/" is kept as "+")
+//	<root>/<id>/…                    a published snapshot; never changes
+//	<root>/.drafts/<id>.<n>/         a snapshot being written, or being removed
+//	<root>/.partial/<id>.<content>/  one being copied, or as much as was copied of it
+//	<root>/.names/<name>             a file that holds the id ("/" is kept as "+")
 //
 // Publishing is a rename of the folder, so is removing. Whoever works on a folder
-// in .drafts holds an exclusive flock on it; one that nobody holds was left by a
-// process that died, and is removed by the next OpenDir. A pin is a shared flock
-// on the published folder. Everything is readable by its owner only: a memory
-// image holds secrets.
+// in .drafts or .partial holds an exclusive flock on it. One that nobody holds was
+// left by a process that died: in .drafts it is removed by the next OpenDir, in
+// .partial it is there to go on with, until Sweep finds it old. A pin is a shared
+// flock on the published folder. Everything is readable by its owner only: a
+// memory image holds secrets.
 type Dir struct {
 	root string
 	// at, for tests, is called where a crash would leave something half done.
@@ -207,8 +210,8 @@ func (d *Dir) drafts() string { return filepath.Join(d.root, draftsDir) }
 
 func (d *Dir) makeDrafts() error { return os.MkdirAll(d.drafts(), 0o700) }
 
-// sweep removes everything in .drafts that nobody has locked. A store that we may
-// not write to is left as it is.
+// sweep removes everything in .drafts that nobody has locked, and of .partial what
+// is of no more use. A store that we may not write to is left as it is.
 func (d *Dir) sweep() error {
 	entries, err := os.ReadDir(d.drafts())
 	if err != nil && !unwritable(err) && !errors.Is(err, fs.ErrNotExist) {
@@ -216,9 +219,12 @@ func (d *Dir) sweep() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if err := sweepOne(filepath.Join(d.drafts(), e.Name())); err != nil && !unwritable(err) {
+		if _, err := sweepOne(filepath.Join(d.drafts(), e.Name())); err != nil && !unwritable(err) {
 			errs = append(errs, err)
 		}
+	}
+	if _, err := d.sweepPartials(time.Time{}); err != nil {
+		errs = append(errs, err)
 	}
 	if err := d.sweepNames(); err != nil && !unwritable(err) {
 		errs = append(errs, err)
@@ -226,24 +232,28 @@ func (d *Dir) sweep() error {
 	return errors.Join(errs...)
 }
 
-func sweepOne(path string) error {
+// sweepOne removes a folder that nobody has locked, and tells whether it did.
+func sweepOne(path string) (gone bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return false, nil
 	case errors.Is(err, unix.ELOOP):
-		return os.Remove(path) // a link: no draft of ours
+		return true, os.Remove(path) // a link: no draft of ours
 	case err != nil:
-		return err
+		return false, err
 	}
 	defer f.Close()
 	if err := flock.Try(f, flock.Exclusive); errors.Is(err, flock.ErrHeld) {
-		return nil
+		return false, nil
 	} else if err != nil {
-		return err
+		return false, err
 	}
-	// Had its writer published it meanwhile, there would be nothing of that name.
-	return os.RemoveAll(path)
+	// Its writer may have published it meanwhile, and another have begun again.
+	if current, err := flock.Current(f, path); !current || err != nil {
+		return false, err
+	}
+	return true, os.RemoveAll(path)
 }
 
 func unwritable(err error) bool {

@@ -37,7 +37,7 @@ func files(t testing.TB, root string) []string {
 	var found []string
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(root, path)
-		if err == nil && rel != "." && rel != ".drafts" && rel != ".names" {
+		if err == nil && rel != "." && rel != ".drafts" && rel != ".partial" && rel != ".names" {
 			found = append(found, rel)
 		}
 		return err

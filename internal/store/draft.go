@@ -22,6 +22,7 @@ type draft struct {
 	id     uuid.UUID
 	path   string
 	folder *os.File // holds the lock that keeps sweeps away
+	kept   bool     // in .partial, with what an earlier draft left there
 
 	mu     sync.Mutex
 	files  map[string]*draftFile
@@ -31,17 +32,16 @@ type draft struct {
 
 // Begin implements Store.
 func (d *Dir) Begin(ctx context.Context, id uuid.UUID) (Draft, error) {
+	draft, err := d.begin(ctx, id)
+	if err != nil {
+		return nil, err // not a *draft that is nil
+	}
+	return draft, nil
+}
+
+func (d *Dir) begin(ctx context.Context, id uuid.UUID) (*draft, error) {
 	const op = "starting"
-	if err := ctx.Err(); err != nil {
-		return nil, fail(op, id, "", err)
-	}
-	if id == uuid.Nil {
-		return nil, fail(op, id, "", errors.New("the nil UUID stands for no snapshot"))
-	}
-	if err := d.vacant(id); err != nil {
-		return nil, fail(op, id, "", err)
-	}
-	if err := d.makeRoot(); err != nil {
+	if err := d.prepare(ctx, id); err != nil {
 		return nil, fail(op, id, "", err)
 	}
 	path, folder, err := d.claim(id)
@@ -50,6 +50,20 @@ func (d *Dir) Begin(ctx context.Context, id uuid.UUID) (Draft, error) {
 	}
 	d.at("begun")
 	return &draft{dir: d, id: id, path: path, folder: folder, files: map[string]*draftFile{}}, nil
+}
+
+// prepare sees to it that a draft of id can be begun.
+func (d *Dir) prepare(ctx context.Context, id uuid.UUID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if id == uuid.Nil {
+		return errors.New("the nil UUID stands for no snapshot")
+	}
+	if err := d.vacant(id); err != nil {
+		return err
+	}
+	return d.makeRoot()
 }
 
 // vacant tells whether id may still be published.
@@ -120,20 +134,39 @@ func (d *Dir) claim(id uuid.UUID) (string, *os.File, error) {
 
 // Create implements Draft.
 func (d *draft) Create(artifact string) (File, error) {
-	const op = "creating"
+	f, err := d.create(artifact, false)
+	if err != nil {
+		return nil, fail("creating", d.id, artifact, err)
+	}
+	return f, nil
+}
+
+// create starts an object, with what is left of it if goOn is set.
+func (d *draft) create(artifact string, goOn bool) (*draftFile, error) {
 	if err := CheckArtifact(artifact); err != nil {
-		return nil, fail(op, d.id, artifact, err)
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.mayCreate(artifact); err != nil {
-		return nil, fail(op, d.id, artifact, err)
+		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(d.path, artifact), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	file := &draftFile{draft: d, name: artifact}
+	path, err := filepath.Join(d.path, artifact), fs.ErrNotExist
+	if goOn {
+		file.f, file.size, err = reopen(path)
+	}
 	if err != nil {
-		return nil, fail(op, d.id, artifact, err)
+		if d.kept {
+			if err := os.RemoveAll(path); err != nil {
+				return nil, err
+			}
+		}
+		file.f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	}
-	file := &draftFile{draft: d, name: artifact, f: f}
+	if err != nil {
+		return nil, err
+	}
 	d.files[artifact] = file
 	d.dir.at("created " + artifact)
 	return file, nil
@@ -197,6 +230,11 @@ func (d *draft) publish(ctx context.Context) error {
 	}
 	if d.files[Manifest] == nil {
 		return fmt.Errorf("%s was not written", Manifest)
+	}
+	if d.kept {
+		if err := d.removeStrays(); err != nil {
+			return err
+		}
 	}
 	// All at once: the file system joins them into few journal commits.
 	var g errgroup.Group
