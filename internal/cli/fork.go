@@ -40,9 +40,16 @@ sandbox stands still for the moment in which it is captured, and goes on. A snap
 Prints the ids of the new sandboxes. If some can't be made, the others are there all the same, and the exit code is 1.`,
 		Example: `  spore fork py
   spore fork 3fa9 -n 25`,
-		Args:              exactArgs("one sandbox or snapshot"),
-		ValidArgsFunction: a.completeSandboxes,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.fork(cmd.Context(), args[0], f) },
+		Args: exactArgs("one sandbox or snapshot"),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			sandboxes, _ := a.completeSandboxes(cmd, args, partial)
+			snapshots, directive := a.completeSnapshots(cmd, args, partial)
+			return append(sandboxes, snapshots...), directive
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return a.fork(cmd.Context(), args[0], f) },
 	}
 	flags := c.Flags()
 	flags.SortFlags = false
