@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/sandboxapi"
@@ -270,7 +272,7 @@ func (s *serviceSuite) burst(ctx context.Context) error {
 	var walls, resumes, stops Samples
 	succeeded := forkBurst
 	for range max(3, s.Iterations/3) {
-		one, err := s.resumeOnce(ctx)
+		busy, err := s.busyResumes(ctx, forkBurst)
 		if err != nil {
 			return err
 		}
@@ -293,7 +295,7 @@ func (s *serviceSuite) burst(ctx context.Context) error {
 			}
 		}
 		succeeded = min(succeeded, good)
-		walls, resumes, stops = append(walls, ms(wall)), append(resumes, ms(one)), append(stops, report.StoppedMS)
+		walls, resumes, stops = append(walls, ms(wall)), append(resumes, busy...), append(stops, report.StoppedMS)
 	}
 	s.report.Add("fork25_wall", "ms", walls)
 	s.report.Add("fork_stopped", "ms", stops)
@@ -303,31 +305,21 @@ func (s *serviceSuite) burst(ctx context.Context) error {
 	return nil
 }
 
-// resumeOnce measures a wake while every other core is busy with one too: what one costs when all cores work.
-func (s *serviceSuite) resumeOnce(ctx context.Context) (time.Duration, error) {
-	n := runtime.NumCPU()
-	took := make([]time.Duration, n)
-	errs := make([]error, n)
-	done := make(chan struct{})
-	for i := range n {
-		go func() {
-			defer func() { done <- struct{}{} }()
+// busyResumes measures n wakes, one after another on each core: what one costs when all cores work and no other machine is there.
+func (s *serviceSuite) busyResumes(ctx context.Context, n int) (Samples, error) {
+	took := make(Samples, n)
+	var g errgroup.Group
+	g.SetLimit(runtime.NumCPU())
+	for i := range took {
+		g.Go(func() error {
 			begin := time.Now()
 			box, err := s.Host.Resume(ctx, s.template, sandbox.ResumeOptions{}, sandbox.NoProgress{})
-			took[i] = time.Since(begin)
-			if err == nil {
-				err = box.Close()
+			if err != nil {
+				return err
 			}
-			errs[i] = err
-		}()
+			took[i] = ms(time.Since(begin))
+			return box.Close()
+		})
 	}
-	for range n {
-		<-done
-	}
-	return Milliseconds(took...).duration(), errors.Join(errs...)
-}
-
-// duration is the median of samples in ms.
-func (s Samples) duration() time.Duration {
-	return time.Duration(s.Median() * float64(time.Millisecond))
+	return took, g.Wait()
 }
