@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,8 +87,10 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	begin := time.Now()
 	id, err := c.Find(ctx, ref)
 	var forks []openapi.ForkResult
-	if is[*client.Error](err) {
-		forks, err = createAll(ctx, c, f.n, spec)
+	if noSandbox := err; is[*client.Error](noSandbox) {
+		if forks, err = createAll(ctx, c, f.n, spec); answered(err, http.StatusNotFound) {
+			err = errors.Join(noSandbox, err) // it may have been meant as either
+		}
 	} else if err == nil {
 		if f.autoPause || f.autoResume || len(f.metadata) > 0 || len(f.env) > 0 {
 			return usageErrorf("forks of a sandbox are as it is: --auto-pause, --auto-resume, --metadata and --env are for forks of a snapshot")
