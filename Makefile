@@ -18,7 +18,9 @@ MODULE      := github.com/sporevm/spore
 VM_PACKAGES := ^$(MODULE)/(internal/(guest/boot|vmm|sandbox|sandboxapi|bench)|test)(/|$$)
 REPORT      := $(GO) run ./internal/house/testreport
 
-.PHONY: build agent web deps sdk kernel demo test lint unit vm docs bench fuzz clean help
+# Targets fetch and build into the same places, and tests count what is there: one after another, however many jobs make was given.
+.NOTPARALLEL:
+.PHONY: build agent web deps modules sdk kernel demo test lint unit vm docs bench fuzz clean help
 
 build: agent web ## build bin/spore with the guest agent and the web console embedded
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(BUILD_ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o bin/spore ./cmd/spore
@@ -33,7 +35,7 @@ web: $(WEB_OUT)/index.html ## bundle the web console
 # What npm installs is done when it has written its own record of it.
 $(WEB_DIR)/node_modules/.package-lock.json: $(WEB_DIR)/package-lock.json $(WEB_DIR)/package.json
 	command -v npm >/dev/null || scripts/deps
-	cd $(WEB_DIR) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	cd $(WEB_DIR) && $(CURDIR)/scripts/again npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 $(WEB_OUT)/index.html: $(WEB_DIR)/node_modules/.package-lock.json $(WEB_DIR)/build.mjs $(shell find $(WEB_DIR)/src -type f)
@@ -42,6 +44,10 @@ $(WEB_OUT)/index.html: $(WEB_DIR)/node_modules/.package-lock.json $(WEB_DIR)/bui
 
 deps: ## install what is missing on this machine (apt)
 	scripts/deps
+
+modules: ## fetch the Go modules of spore, its tools and its tests
+	scripts/again $(GO) mod download
+	cd test/emulators && $(CURDIR)/scripts/again $(GO) list -deps . >/dev/null
 
 sdk: deps ## install the public sandbox SDK for its test (npm)
 	scripts/sdk
@@ -52,7 +58,7 @@ kernel: deps ## fetch and unpack the guest kernel (nothing is installed)
 demo: deps kernel build ## the whole journey on real input, with figures
 	scripts/demo
 
-test: deps sdk kernel build lint unit vm ## everything that CI runs
+test: deps modules sdk kernel build lint unit vm ## everything that CI runs
 
 lint: agent web ## vet, gofmt, staticcheck, shellcheck, tsc, and that it compiles for arm64
 	unformatted=$$(gofmt -l cmd internal test); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted" >&2; exit 1; fi

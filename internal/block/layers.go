@@ -15,7 +15,9 @@ import (
 // Source opens the stored bytes of layers.
 type Source interface {
 	// Layer returns the bytes that snapshot id stored for the image at hand. What
-	// it returns is closed by the reader that asked if it is an io.Closer.
+	// it returns is closed by the reader that asked if it is an io.Closer. An error, of
+	// this or of reading, with a method Damaged() bool that says true is taken for
+	// damage of the bytes.
 	Layer(ctx context.Context, id uuid.UUID) (io.ReaderAt, error)
 }
 
@@ -161,19 +163,29 @@ func (s *layerSet) loadSource(ctx context.Context, key frameKey, dst []byte, scr
 // fetch reads the stored bytes of a frame.
 func (s *layerSet) fetch(ctx context.Context, key frameKey, frame Frame, stored []byte) error {
 	r, err := s.layer(ctx, key.layer)
-	if err != nil {
+	if err != nil && isDamage(err) {
+		return s.corrupt(key, frame, err)
+	} else if err != nil {
 		return err
 	}
 	n, err := r.ReadAt(stored, frame.Offset)
 	switch {
 	case n == len(stored): // io.ReaderAt may say EOF with the last bytes
 		return nil
+	case isDamage(err):
+		return s.corrupt(key, frame, err)
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		return s.corrupt(key, frame, fmt.Errorf("only %d bytes are there: %w", n, io.ErrUnexpectedEOF))
 	case err == nil:
 		err = io.ErrNoProgress
 	}
 	return fmt.Errorf("reading %s: frame %d of the layer of snapshot %s: %w", s.artifact, key.frame, s.h.Layers[key.layer].ID, err)
+}
+
+// isDamage tells whether a source says that its own form of the bytes is damaged.
+func isDamage(err error) bool {
+	var said interface{ Damaged() bool }
+	return errors.As(err, &said) && said.Damaged()
 }
 
 // expand decompresses a frame into dst, which it must fill exactly.

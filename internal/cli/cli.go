@@ -155,7 +155,7 @@ func (a *app) groups() []group {
 		}},
 		{"Other stores and registries", []*cobra.Command{a.copyCommand(), a.pushCommand(), a.pullCommand(), a.signCommand()}},
 		{"The daemon and its sandboxes", []*cobra.Command{
-			a.serveCommand(), a.psCommand(), a.forkCommand(), a.execCommand(), a.pauseCommand(), a.wakeCommand(), a.logsCommand(), a.killCommand(),
+			a.serveCommand(), a.psCommand(), a.forkCommand(), a.execCommand(), a.pauseCommand(), a.wakeCommand(), a.logsCommand(), a.statsCommand(), a.killCommand(),
 			a.portForwardCommand(), a.keyCommand(),
 		}},
 		{hostGroup, []*cobra.Command{a.doctorCommand(), a.benchCommand()}},

@@ -21,6 +21,7 @@ import (
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/sandbox"
+	"github.com/sporevm/spore/internal/sandboxapi/client"
 	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store"
 )
@@ -211,6 +212,10 @@ func TestExitCodes(t *testing.T) {
 		{&snapshot.AmbiguousError{}, 3},
 		{&snapshot.CorruptError{Err: errors.New("x")}, 4},
 		{&block.CorruptError{Err: errors.New("x")}, 4},
+		{&block.Told{Text: "x", Corrupt: &block.CorruptError{}}, 4},
+		{&client.Error{Status: 500, Damaged: true}, 4},
+		{&client.Error{Status: 404, Damaged: true}, 4}, // a sandbox that died of it
+		{&client.Error{Status: 500}, 1},
 		{&snapshot.IncompatibleError{}, 5},
 		{&sandbox.ReadyError{}, 6},
 		{&sandbox.StartError{}, 6},

@@ -116,6 +116,7 @@ FIRECRACKER_VERSIONS_DIR, SANDBOX_DIR and TARGET_ARCH are honoured. Machines run
 	machine.registerSizes(flags)
 	flags.StringVar(&machine.kernel, "kernel", "", "guest kernel: a path, or a version below HOST_KERNELS_DIR")
 	machine.registerEngine(flags)
+	a.jailFlags(flags)
 	flags.StringVar(&machine.version, "firecracker", "", "version of Firecracker, with -engine firecracker; accepted for compatibility without")
 	flags.BoolVar(&hugepages, "hugepages", true, "accepted for compatibility")
 	flags.StringVar(&start, "start-cmd", "", "`COMMAND` to leave running in the snapshot")

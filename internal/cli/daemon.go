@@ -84,11 +84,8 @@ func (a *app) localDaemon(ctx context.Context) (*client.Client, error) {
 
 // onSandbox finds the daemon, and in it the sandbox whose id begins with ref.
 func (a *app) onSandbox(ctx context.Context, ref string) (*client.Client, string, error) {
-	c, err := a.daemon(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	id, err := c.Find(ctx, ref)
+	c, failed := a.daemon(ctx)
+	id, err := a.find(ctx, c, failed, ref)
 	return c, id, err
 }
 

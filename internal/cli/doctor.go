@@ -17,6 +17,7 @@ import (
 	"github.com/sporevm/spore/internal/guest/agentbin"
 	"github.com/sporevm/spore/internal/network"
 	"github.com/sporevm/spore/internal/vmm"
+	"github.com/sporevm/spore/internal/vmm/firecracker"
 	"github.com/sporevm/spore/internal/vmm/qemu"
 )
 
@@ -65,6 +66,7 @@ func (a *app) doctor(ctx context.Context) error {
 		return err
 	}
 	checks = append(checks, checkFirecracker(ctx, programs, arch), a.checkJail(ctx, programs, arch))
+	checks = append(checks, checkUserfault(firecracker.New(programs, nil).Needs().MayServe()))
 	checks = append(checks, checkHostEngines("/", os.Geteuid())...)
 	checks = append(checks,
 		checkKernel(p.Kernels, arch), checkAgent(arch),

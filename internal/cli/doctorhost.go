@@ -40,7 +40,7 @@ var bothEngines = []string{engineQEMU, engineFirecracker}
 
 // checkHostEngines looks at what engines take of the host.
 func checkHostEngines(h hostFiles, uid int) []check {
-	return []check{h.kvmModule(), h.kvmPermission(uid), h.userfault(uid), h.tun(uid), h.hugePages(), h.nbdModule(), h.nbdRule()}
+	return []check{h.kvmModule(), h.kvmPermission(uid), h.tun(uid), h.hugePages(), h.nbdModule(), h.nbdRule()}
 }
 
 // kvmModule looks for the modules that run guests by hardware. Other modules that serve /dev/kvm run no ordinary kernel.
@@ -107,20 +107,15 @@ func (h hostFiles) kvmPermission(uid int) check {
 	return c
 }
 
-// userfault looks whether a VMM that is not root may have its memory served page by page, as forks of a template that is far away have it.
-func (h hostFiles) userfault(uid int) check {
+// checkUserfault tells whether a VMM may have its memory served page by page, as forks of a template that is far away have it.
+func checkUserfault(err error) check {
 	c := check{Name: "userfaultfd", Status: checkOK, Engines: []string{engineFirecracker}, Detail: "a VMM may have its memory served page by page"}
-	var st unix.Stat_t
-	ordinary, kvm := h.ordinaryVMM(uid)
-	err := unix.Stat(h.path("/dev/userfaultfd"), &st)
+	var no *firecracker.UnservedError
 	switch {
-	case !ordinary, err == nil && (st.Mode&0o006 == 0o006 || st.Gid != 0 && st.Gid == kvm.Gid && st.Mode&0o060 == 0o060):
-	case err == nil:
-		c.Status, c.Detail = checkWarn, "only root may open /dev/userfaultfd: memory that is served page by page is not to be had"
-		c.Fix = `echo 'KERNEL=="userfaultfd", GROUP="kvm", MODE="0660"' | sudo tee /etc/udev/rules.d/65-userfaultfd.rules && sudo udevadm control --reload && sudo udevadm trigger /dev/userfaultfd`
-	case strings.TrimSpace(h.read("/proc/sys/vm/unprivileged_userfaultfd")) != "1":
-		c.Status, c.Detail = checkWarn, "only root may handle page faults: memory that is served page by page is not to be had"
-		c.Fix = "sudo sysctl -w vm.unprivileged_userfaultfd=1"
+	case errors.As(err, &no):
+		c.Status, c.Detail, c.Fix = checkWarn, "memory that is served page by page is not to be had: "+no.Why, no.Fix
+	case err != nil:
+		c.Status, c.Detail = checkWarn, err.Error()
 	}
 	return c
 }

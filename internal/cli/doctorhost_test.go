@@ -51,21 +51,17 @@ func TestHostChecks(t *testing.T) {
 		"no kvm": {map[string]string{"proc/cpuinfo": "flags\t\t: svm\n"}, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn, "no /dev/kvm", "sudo modprobe kvm"},
 		"no kvm, intel": {map[string]string{"proc/cpuinfo": "flags\t\t: vmx\n"}, func(h hostFiles) check { return h.kvmPermission(1) }, checkWarn,
 			"no /dev/kvm", "sudo modprobe kvm_intel"},
-		"no tun":                 {nil, func(h hostFiles) check { return h.tun(0) }, checkWarn, "no /dev/net/tun", "modprobe tun"},
-		"tun of some":            {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(1) }, checkWarn, "only some", "65-tun.rules"},
-		"tun for root":           {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(0) }, checkOK, "attach", ""},
-		"faults of root's alone": {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(1) }, checkWarn, "/dev/userfaultfd", "udevadm"},
-		"faults by root":         {map[string]string{"dev/userfaultfd": ""}, func(h hostFiles) check { return h.userfault(0) }, checkOK, "page by page", ""},
-		"faults by sysctl":       {map[string]string{"proc/sys/vm/unprivileged_userfaultfd": "1\n"}, func(h hostFiles) check { return h.userfault(1) }, checkOK, "page", ""},
-		"no faults":              {map[string]string{"proc/sys/vm/unprivileged_userfaultfd": "0\n"}, func(h hostFiles) check { return h.userfault(1) }, checkWarn, "root", "sysctl"},
-		"huge pages":             {map[string]string{"proc/meminfo": "MemTotal: 1 kB\nHugePages_Total:     512\n"}, hostFiles.hugePages, checkOK, "512", ""},
-		"no huge pages":          {map[string]string{"proc/meminfo": "HugePages_Total:       0\n"}, hostFiles.hugePages, checkOK, "none", "nr_hugepages"},
-		"huge pages n/a":         {nil, hostFiles.hugePages, checkOK, "kernel has none", ""},
-		"nbd":                    {map[string]string{"sys/module/nbd/parameters/nbds_max": "4096\n"}, hostFiles.nbdModule, checkOK, "4096", ""},
-		"no nbd":                 {nil, hostFiles.nbdModule, checkOK, "not loaded", "modprobe nbd"},
-		"no udev":                {nil, hostFiles.nbdRule, checkOK, "no udev", ""},
-		"no rule":                {map[string]string{"lib/udev/rules.d/50-a.rules": "KERNEL==\"nbd*\", MODE=\"0600\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
-		"a rule as words":        {map[string]string{"etc/udev/rules.d/50-a.rules": "# KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
+		"no tun":          {nil, func(h hostFiles) check { return h.tun(0) }, checkWarn, "no /dev/net/tun", "modprobe tun"},
+		"tun of some":     {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(1) }, checkWarn, "only some", "65-tun.rules"},
+		"tun for root":    {map[string]string{"dev/net/tun": ""}, func(h hostFiles) check { return h.tun(0) }, checkOK, "attach", ""},
+		"huge pages":      {map[string]string{"proc/meminfo": "MemTotal: 1 kB\nHugePages_Total:     512\n"}, hostFiles.hugePages, checkOK, "512", ""},
+		"no huge pages":   {map[string]string{"proc/meminfo": "HugePages_Total:       0\n"}, hostFiles.hugePages, checkOK, "none", "nr_hugepages"},
+		"huge pages n/a":  {nil, hostFiles.hugePages, checkOK, "kernel has none", ""},
+		"nbd":             {map[string]string{"sys/module/nbd/parameters/nbds_max": "4096\n"}, hostFiles.nbdModule, checkOK, "4096", ""},
+		"no nbd":          {nil, hostFiles.nbdModule, checkOK, "not loaded", "modprobe nbd"},
+		"no udev":         {nil, hostFiles.nbdRule, checkOK, "no udev", ""},
+		"no rule":         {map[string]string{"lib/udev/rules.d/50-a.rules": "KERNEL==\"nbd*\", MODE=\"0600\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
+		"a rule as words": {map[string]string{"etc/udev/rules.d/50-a.rules": "# KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule, checkWarn, "watches", "nowatch"},
 		"a rule": {map[string]string{"etc/udev/rules.d/97-nbd.rules": "ACTION==\"add|change\", KERNEL==\"nbd*\", OPTIONS:=\"nowatch\"\n"}, hostFiles.nbdRule,
 			checkOK, "/etc/udev/rules.d/97-nbd.rules", ""},
 	} {
@@ -190,6 +186,23 @@ func TestDoctorJail(t *testing.T) {
 	got := a.checkJail(t.Context(), programs, runtime.GOARCH)
 	if limited := !strings.Contains(got.Detail, "no controller"); limited && got.Status != checkOK || !limited && got.Status != checkWarn {
 		t.Errorf("with all that it takes: %+v", got)
+	}
+}
+
+// TestUserfaultCheck tells why no memory is served apart from what mends that.
+func TestUserfaultCheck(t *testing.T) {
+	for _, c := range []struct {
+		err         error
+		status, fix string
+	}{
+		{nil, checkOK, ""},
+		{fmt.Errorf("asking: %w", &firecracker.UnservedError{Why: "the door is locked", Fix: "knock"}), checkWarn, "knock"},
+		{errors.New("the door is locked"), checkWarn, ""},
+	} {
+		got := checkUserfault(c.err)
+		if got.Status != c.status || got.Fix != c.fix || strings.Contains(got.Detail, "knock") || c.err != nil && !strings.Contains(got.Detail, "the door is locked") {
+			t.Errorf("%v: %+v", c.err, got)
+		}
 	}
 }
 

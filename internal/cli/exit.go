@@ -89,7 +89,7 @@ func exitCode(err error) int {
 		return 128 + int(interrupted.Signal)
 	case is[*usageError](err), errors.Is(err, bucket.ErrLocation):
 		return exitUsage
-	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err), is[*canaryError](err):
+	case is[*block.CorruptError](err), is[*snapshot.CorruptError](err), is[*canaryError](err), toldOfDamage(err):
 		return exitCorrupt
 	case is[*snapshot.NotFoundError](err), is[*snapshot.AmbiguousError](err), errors.Is(err, store.ErrNoSnapshot), errors.Is(err, store.ErrNoName):
 		return exitNotFound
@@ -114,6 +114,12 @@ func answered(err error, status int) bool {
 		return e.Status == status
 	}
 	return is[*fleet.Error](err) && status == http.StatusNotFound && fleet.KindOf(err) == fleet.NotFound
+}
+
+// toldOfDamage tells whether a daemon has answered that what is stored is damaged.
+func toldOfDamage(err error) bool {
+	var e *client.Error
+	return errors.As(err, &e) && e.Damaged
 }
 
 // runCode is exitCode for `run`, whose own failures must not look like its command's.

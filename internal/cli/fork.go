@@ -80,14 +80,10 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	if spec.EnvVars, err = pairs("--env", f.env); err != nil {
 		return err
 	}
-	c, err := a.daemon(ctx)
-	if err != nil {
-		return err
-	}
 	begin := time.Now()
-	id, err := c.Find(ctx, ref)
+	c, id, err := a.onSandbox(ctx, ref)
 	var forks []openapi.ForkResult
-	if noSandbox := err; is[*client.Error](noSandbox) {
+	if noSandbox := err; c != nil && is[*client.Error](noSandbox) {
 		if forks, err = createAll(ctx, c, f.n, spec); answered(err, http.StatusNotFound) {
 			err = errors.Join(noSandbox, err) // it may have been meant as either
 		}

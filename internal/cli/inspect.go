@@ -172,7 +172,7 @@ func (a *app) inspect(ctx context.Context, ref string, f inspectFlags) error {
 	if result.Lineage, err = lineage(ctx, repo, snap.Metadata().Parent, byID, f); err != nil {
 		return err
 	}
-	if result.Wakes, err = wakesHere(ctx, repo, snap); err != nil {
+	if result.Wakes, err = a.wakesHere(ctx, repo, snap); err != nil {
 		return err
 	}
 	for name, image := range chosen(snap, f) {

@@ -2,9 +2,12 @@ package cli
 
 import (
 	"context"
+	"os"
+	"slices"
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/vmm"
 	"github.com/sporevm/spore/internal/vmm/firecracker"
 )
 
@@ -13,6 +16,9 @@ type wakes struct {
 	Memory   string `json:"memory"` // mapped, lazy or served
 	Why      string `json:"why"`
 	Prefetch int64  `json:"prefetch_bytes"` // known to be touched, and from afar fetched before they are; 0: nothing is known
+
+	Refused string `json:"refused,omitempty"` // why they do not wake here all the same
+	Fix     string `json:"fix,omitempty"`     // the command that mends that
 }
 
 // The ways to memory. A mapped file is the quickest by far where memory is near: a fault costs no switch to another process, and what is clean is shared.
@@ -32,11 +38,17 @@ func (w wakes) String() string {
 	default:
 		text += ", " + formatBytes(w.Prefetch) + " of it ahead"
 	}
+	if w.Refused != "" {
+		text += "; but not here: " + w.Refused
+	}
+	if w.Fix != "" {
+		text += "; to mend that: " + w.Fix
+	}
 	return text
 }
 
 // wakesHere tells how a snapshot would wake; nil if it is a disk alone.
-func wakesHere(ctx context.Context, repo *snapshot.Repo, s *snapshot.Snapshot) (*wakes, error) {
+func (a *app) wakesHere(ctx context.Context, repo *snapshot.Repo, s *snapshot.Snapshot) (*wakes, error) {
 	m := s.Metadata()
 	if !m.HasMemory() {
 		return nil, nil
@@ -48,10 +60,31 @@ func wakesHere(ctx context.Context, repo *snapshot.Repo, s *snapshot.Snapshot) (
 	case m.Engine.Name == firecracker.Name:
 		w.Memory, w.Why = wakesServed, "the store is far and the engine handles page faults, so one pager serves all machines of the snapshot"
 	}
+	if m.Engine.Name == firecracker.Name {
+		engine, err := a.otherEngine(m.Engine.Name, m.Engine.Version)
+		if err != nil {
+			return nil, err
+		}
+		w.allowed(hostFiles("/").kvmPermission(os.Geteuid()), vmm.NeedsOf(engine).MayServe)
+	}
 	ahead, err := repo.Prefetch(ctx, m.ID)
 	if err != nil && !is[*snapshot.CorruptError](err) { // a damaged list is as good as none
 		return nil, err
 	}
 	w.Prefetch = ahead.Len() * block.DefaultBlockSize
 	return w, nil
+}
+
+// allowed asks whether this host lets machines of Firecracker wake: kvm is what the doctor says of KVM, and mayServe is the engine's answer.
+func (w *wakes) allowed(kvm check, mayServe func() error) {
+	if slices.Contains(kvm.stops, firecracker.Name) {
+		w.Refused, w.Fix = kvm.Detail, kvm.Fix
+		return
+	}
+	if w.Memory != wakesServed {
+		return
+	}
+	if c := checkUserfault(mayServe()); c.Status != checkOK {
+		w.Refused, w.Fix = c.Detail, c.Fix
+	}
 }

@@ -31,11 +31,7 @@ commands print is not kept. One that is gone is remembered for a day, under its 
 }
 
 func (a *app) logs(ctx context.Context, ref string) error {
-	c, err := a.daemon(ctx)
-	if err != nil {
-		return err
-	}
-	id, err := c.Find(ctx, ref)
+	c, id, err := a.onSandbox(ctx, ref)
 	if answered(err, http.StatusNotFound) && len(ref) == sandboxIDLength {
 		id, err = ref, nil // it may be gone
 	}

@@ -25,6 +25,7 @@ Builds are looked for in .local-build unless -storage says otherwise.`,
 	}
 	f.register(c)
 	r.register(c.Flags())
+	a.jailFlags(c.Flags())
 	a.trustFlags(c.Flags())
 	return c
 }

@@ -24,9 +24,11 @@ func manyArgs(what string) cobra.PositionalArgs {
 func (a *app) killCommand() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
-		Use:     "kill SANDBOX...",
-		Short:   "End sandboxes of the daemon, running or paused",
-		Long:    "Ends sandboxes, and removes what paused ones are kept in. Snapshots that were made of them on purpose stay.",
+		Use:   "kill SANDBOX...",
+		Short: "End sandboxes, running or paused",
+		Long: `Ends sandboxes of the daemon, and removes what paused ones are kept in. Snapshots that were made of them on purpose stay.
+
+One that belongs to a command, as spore ps shows, ends with that command, which is asked for its end as by an interrupt. --all leaves those alone.`,
 		Example: "  spore kill 3fa9 81c0\n  spore kill --all",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all != (len(args) == 0) {
@@ -36,10 +38,10 @@ func (a *app) killCommand() *cobra.Command {
 		},
 		ValidArgsFunction: a.completeSandboxes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error { return c.Kill(ctx, id) })
+			return a.each(cmd.Context(), args, a.kill)
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "all of them")
+	c.Flags().BoolVar(&all, "all", false, "all of the daemon's")
 	a.daemonFlags(c.Flags())
 	return c
 }
@@ -52,7 +54,7 @@ func (a *app) pauseCommand() *cobra.Command {
 		Args:              manyArgs("sandboxes"),
 		ValidArgsFunction: a.completeSandboxes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error { return c.Pause(ctx, id) })
+			return a.each(cmd.Context(), args, a.named(func(ctx context.Context, c *client.Client, id string) error { return c.Pause(ctx, id) }))
 		},
 	}
 	a.daemonFlags(c.Flags())
@@ -71,10 +73,10 @@ func (a *app) wakeCommand() *cobra.Command {
 			if err := checkTimeout(timeout); err != nil {
 				return err
 			}
-			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, id string) error {
+			return a.each(cmd.Context(), args, a.named(func(ctx context.Context, c *client.Client, id string) error {
 				_, err := c.Connect(ctx, id, timeout)
 				return err
-			})
+			}))
 		},
 	}
 	c.Flags().DurationVar(&timeout, "timeout", 0, "how long they live from now on (default the daemon's)")
@@ -82,13 +84,27 @@ func (a *app) wakeCommand() *cobra.Command {
 	return c
 }
 
-// each does something to each of the sandboxes that refs name, or to all if there are none, and prints the ids of those for which it went well.
-func (a *app) each(ctx context.Context, refs []string, do func(context.Context, *client.Client, string) error) error {
-	c, err := a.daemon(ctx)
-	if err != nil {
-		return err
+// doing does something to the sandbox that ref names, and returns its id. failed is why there is no daemon, which only one that runs alone does without.
+type doing func(ctx context.Context, c *client.Client, failed error, ref string) (id string, err error)
+
+// named is a doing to the daemon's sandboxes alone.
+func (a *app) named(do func(ctx context.Context, c *client.Client, id string) error) doing {
+	return func(ctx context.Context, c *client.Client, failed error, ref string) (string, error) {
+		id, err := a.find(ctx, c, failed, ref)
+		if err != nil {
+			return "", err
+		}
+		return id, do(ctx, c, id)
 	}
+}
+
+// each does something to each of the sandboxes that refs name, or to all of the daemon's if there are none, and prints the ids of those for which it went well.
+func (a *app) each(ctx context.Context, refs []string, do doing) error {
+	c, failed := a.daemon(ctx)
 	if len(refs) == 0 {
+		if failed != nil {
+			return failed
+		}
 		all, err := c.List(ctx)
 		if err != nil {
 			return err
@@ -99,9 +115,9 @@ func (a *app) each(ctx context.Context, refs []string, do func(context.Context, 
 	}
 	done, errs := []sandboxID{}, []error{}
 	for _, ref := range refs {
-		id, err := c.Find(ctx, ref)
-		if err == nil {
-			err = do(ctx, c, id)
+		id, err := do(ctx, c, failed, ref)
+		if failed != nil && errors.Is(err, failed) {
+			return errors.Join(append(errs, err)...) // so it would be with all of them
 		}
 		if err != nil {
 			errs = append(errs, err)

@@ -88,11 +88,18 @@ func wait(ts *testscript.TestScript, what string, f func() bool) {
 	}
 }
 
-// cmdUntil waits for a mount: until mounted DIR
+// cmdUntil waits for a mount, or for a whole line in a file: until mounted DIR, until line FILE. The kernel shows a mount before spore tells of it.
 func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
-	wait(ts, "it is mounted", func() bool {
-		_, mounted := device(ts.MkAbs(args[1]))
-		return mounted
+	if neg || len(args) != 2 || args[0] != "mounted" && args[0] != "line" {
+		ts.Fatalf("usage: until mounted DIR, or until line FILE")
+	}
+	wait(ts, strings.Join(args, " "), func() bool {
+		if args[0] == "mounted" {
+			_, mounted := device(ts.MkAbs(args[1]))
+			return mounted
+		}
+		text, _ := os.ReadFile(ts.MkAbs(args[1]))
+		return strings.HasSuffix(string(text), "\n")
 	})
 }
 

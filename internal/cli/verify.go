@@ -23,11 +23,12 @@ frame. Without arguments all snapshots of the store are checked. What is damaged
 
 With --deep a machine is also woken, several times, to see that waking does what it should: a nonce that was left in its memory and its uptime tell that it was
 continued and not booted; two wakes differ in random numbers, UUIDs, machine id and host name; the clock is right; and frozen again at once it has hardly changed.
-A child of the snapshot is made for that, and removed.`,
+A child of the snapshot is made for that, and removed. With --jail the machines are woken in Firecracker's jailer.`,
 		ValidArgsFunction: a.completeSnapshots,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args, deep) },
 	}
 	c.Flags().BoolVar(&deep, "deep", false, "also wake machines and see that they are what they were")
+	a.jailFlags(c.Flags())
 	a.trustFlags(c.Flags())
 	return c
 }
@@ -44,6 +45,12 @@ type verified struct {
 }
 
 func (a *app) verify(ctx context.Context, refs []string, deep bool) error {
+	if _, err := a.jailed(); err != nil { // before much is read
+		return err
+	}
+	if a.jail.on && !deep {
+		return usageErrorf("--jail is for the machines that --deep wakes")
+	}
 	repo, err := a.repo(ctx)
 	if err != nil {
 		return err

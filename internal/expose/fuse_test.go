@@ -3,6 +3,7 @@ package expose
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -67,13 +68,17 @@ func TestFUSE(t *testing.T) {
 	}
 	defer overlay.Close()
 	s := serve(t, FUSEFile{Name: "a", Base: memory{bytes.NewReader(a)}}, FUSEFile{Name: "b", Base: overlay, Writable: true})
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil || strings.Contains(string(mounts), "spore") {
-		t.Errorf("the mount is seen: %v", err)
-	}
 	fd, ok := s.FD("a")
 	if !ok {
 		t.Fatal("no descriptor")
+	}
+	var st unix.Stat_t
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err := errors.Join(err, unix.Fstat(fd, &st)); err != nil {
+		t.Fatal(err)
+	}
+	if dev := fmt.Sprintf(" %d:%d ", unix.Major(st.Dev), unix.Minor(st.Dev)); strings.Contains(string(mounts), dev) {
+		t.Errorf("the mount is seen:\n%s", mounts)
 	}
 	var wg sync.WaitGroup
 	for i := range 4 {
@@ -197,9 +202,14 @@ func TestLoop(t *testing.T) {
 			t.Fatalf("the device reads other bytes: %v", err)
 		}
 		name := filepath.Base(device.Name())
+		backing := "/sys/block/" + name + "/loop/backing_file"
+		ours, err := os.ReadFile(backing)
+		if err != nil {
+			t.Fatal(err)
+		}
 		device.Close()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			if _, err := os.Stat("/sys/block/" + name + "/loop/backing_file"); os.IsNotExist(err) {
+			if now, err := os.ReadFile(backing); err != nil || !bytes.Equal(now, ours) { // others may have the device by now
 				break
 			}
 			if time.Now().After(deadline) {

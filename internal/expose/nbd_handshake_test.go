@@ -191,12 +191,35 @@ func TestExportNameOfOldClients(t *testing.T) {
 
 // TestHandshakeLimitEndsWithIt: a machine that leaves its disk alone for long must find it there again.
 func TestHandshakeLimitEndsWithIt(t *testing.T) {
-	server := expose.NewNBDServer(exposetest.Overlay(t, make([]byte, 4096)), expose.NBDOptions{Handshake: 500 * time.Millisecond})
-	client := mustDial(t, serve(t, server), "", true)
-	defer client.Close()
-	time.Sleep(600 * time.Millisecond)
-	if _, err := client.ReadAt(make([]byte, 512), 0); err != nil {
-		t.Error(err)
+	for limit := 500 * time.Millisecond; ; limit *= 4 {
+		server := expose.NewNBDServer(exposetest.Overlay(t, make([]byte, 4096)), expose.NBDOptions{Handshake: limit})
+		ours, file, err := expose.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- server.ServeConn(context.Background(), ours) }()
+		client, err := dialNBD(theirs, "", true)
+		if err != nil {
+			theirs.Close()
+			if failed := <-ended; limit > time.Minute || !errors.Is(failed, os.ErrDeadlineExceeded) {
+				t.Fatalf("handshake: %v, and the server ended with %v", err, failed)
+			}
+			continue // a machine so busy needs more time to shake hands
+		}
+		time.Sleep(limit + limit/5)
+		if _, err := client.ReadAt(make([]byte, 512), 0); err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(client.Close(), <-ended); err != nil {
+			t.Error(err)
+		}
+		return
 	}
 }
 

@@ -162,7 +162,7 @@ func (p *process) listen() {
 			}
 			return
 		case m.Fault != nil:
-			p.fail(m.Fault.err())
+			p.fail(m.Fault)
 			p.tell(sayNoted)
 		case m.Pages != nil:
 			select {

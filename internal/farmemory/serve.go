@@ -179,7 +179,7 @@ func (s *server) say(m message) error {
 func (s *server) fault(err error) {
 	s.faulted.Lock()
 	defer s.faulted.Unlock()
-	if s.say(message{Fault: faultOf(err)}) != nil {
+	if s.say(message{Fault: block.Tell(err)}) != nil {
 		return
 	}
 	select {

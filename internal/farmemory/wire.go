@@ -8,11 +8,8 @@ package farmemory
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-
-	"github.com/google/uuid"
 
 	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/snapshot"
@@ -43,41 +40,8 @@ type message struct {
 	Ready       bool            `json:"ready,omitempty"` // the descriptor comes along
 	Refused     string          `json:"refused,omitempty"`
 	Unsupported bool            `json:"unsupported,omitempty"` // refused because this host can't
-	Fault       *fault          `json:"fault,omitempty"`
+	Fault       *block.Told     `json:"fault,omitempty"`
 	Pages       *snapshot.Pages `json:"pages,omitempty"`
-}
-
-// fault is an error of the memory, as it passes from process to process.
-type fault struct {
-	Text    string   `json:"text"`
-	Corrupt *corrupt `json:"corrupt,omitempty"`
-}
-
-// corrupt is a [block.CorruptError].
-type corrupt struct {
-	Artifact string    `json:"artifact"`
-	Layer    uuid.UUID `json:"layer"`
-	Frame    int       `json:"frame"`
-	Offset   int64     `json:"offset"`
-	Length   int       `json:"length"`
-	Text     string    `json:"text"`
-}
-
-func faultOf(err error) *fault {
-	f := &fault{Text: err.Error()}
-	var c *block.CorruptError
-	if errors.As(err, &c) {
-		f.Corrupt = &corrupt{c.Artifact, c.Layer, c.Frame, c.Offset, c.Length, c.Err.Error()}
-	}
-	return f
-}
-
-// err is the error again, of its type as far as that matters.
-func (f *fault) err() error {
-	if c := f.Corrupt; c != nil {
-		return &block.CorruptError{Artifact: c.Artifact, Layer: c.Layer, Frame: c.Frame, Offset: c.Offset, Length: c.Length, Err: errors.New(c.Text)}
-	}
-	return errors.New(f.Text)
 }
 
 // send writes a line.

@@ -76,7 +76,7 @@ func TestBodyDoesNotWaitForMore(t *testing.T) {
 		if err == nil {
 			t.Error("a read of a closed body succeeded")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("Close did not end the read")
 	}
 }

@@ -104,7 +104,7 @@ func TestCloseEndsAWakeThatWaits(t *testing.T) {
 		if !errors.Is(err, ErrClosed) {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it waits on")
 	}
 }
@@ -150,7 +150,7 @@ func TestAgentDoesNotTakeAnyLength(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "larger than") {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it waits for 16 MiB")
 	}
 }

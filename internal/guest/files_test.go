@@ -181,7 +181,7 @@ func TestErrorWhileTheBodyIsStuck(t *testing.T) {
 		if err == nil {
 			t.Error("a directory was overwritten")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the error waits for the body")
 	}
 }

@@ -47,7 +47,7 @@ func watchDir(t *testing.T, c *Client, dir string, recursive bool) *watching {
 
 func (w *watching) expect(t *testing.T, want ...string) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		w.mu.Lock()
 		got := slices.Clone(w.events)
 		w.mu.Unlock()
@@ -110,7 +110,7 @@ func TestWatchEndsWithItsDirectory(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("the watch goes on")
 	}
 }

@@ -265,7 +265,7 @@ func TestStuckInputsDoNotBlockTheSession(t *testing.T) {
 		})
 	}
 	time.Sleep(500 * time.Millisecond)
-	short, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	short, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	p, err := c.Start(short, Command{Args: []string{"cat"}, Stdin: bytes.NewReader(make([]byte, 1<<20))})
 	if err != nil {
@@ -285,7 +285,7 @@ func TestStuckInputsDoNotBlockTheSession(t *testing.T) {
 // waitFor waits for something that happens soon.
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}

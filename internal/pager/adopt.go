@@ -62,6 +62,7 @@ func (t *Tracker) adopt(ctx context.Context, n note, keep func(templateID, forkI
 		return err
 	}
 	if err == nil && t.pagers[n.Template] != nil {
+		p.part()
 		err = fmt.Errorf("template %s has two pagers", n.Template)
 	}
 	if err != nil {
@@ -146,20 +147,30 @@ func (p *pager) meet(ctx context.Context) error {
 		}
 		switch m.Op {
 		case eventFork:
-			c := &claim{fork: Fork{ID: m.Fork, UID: m.UID}, pager: p, ready: make(chan struct{}), path: m.Path, failed: m.Error != ""}
+			c := &claim{fork: Fork{ID: m.Fork, UID: m.UID}, pager: p, ready: make(chan struct{}), path: m.Path, failed: m.Error != nil}
 			close(c.ready)
 			p.claims[m.Fork] = c
 		case eventConnected:
-			if c := p.claims[m.Fork]; c != nil && c.process == nil && m.process != nil {
+			switch c := p.claims[m.Fork]; {
+			case c == nil:
+			case m.process == nil:
+				c.failed = true // it can't be got hold of: see errNoHold
+			case c.process == nil:
 				c.process, c.started = m.process, m.process.started()
 			}
 		case opHello:
-			if m.Error == "" {
+			if m.Error == nil {
 				return p.wire.conn.SetReadDeadline(time.Time{})
 			}
 			err = errTaken
 		}
 	}
+	p.part()
+	return fmt.Errorf("meeting a pager: %w", err)
+}
+
+// part is the opposite of meet.
+func (p *pager) part() {
 	p.wire.conn.Close()
 	for _, c := range p.claims {
 		if c.process != nil {
@@ -167,7 +178,6 @@ func (p *pager) meet(ctx context.Context) error {
 		}
 	}
 	clear(p.claims)
-	return fmt.Errorf("meeting a pager: %w", err)
 }
 
 // scrap kills the machines of a pager that is no more, and removes what it left.

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -72,7 +73,10 @@ func TestSourceIsDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.touchUntilDead(l.fork(i, "a"), i.all(1, 4))
-	l.fails("a", "memfile of the test is corrupt")
+	var damage *block.CorruptError // known as such in another process
+	if err := l.fails("a", "memfile of the test is corrupt"); !errors.As(err, &damage) || damage.Layer != i.header.Layers[0].ID || damage.Length == 0 {
+		t.Errorf("the damage is told as %+v", damage)
+	}
 }
 
 // A prefetch list that can't be read is no reason to end a machine.

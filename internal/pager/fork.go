@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/pager/uffd"
 )
 
@@ -149,7 +150,7 @@ func (s *server) failFork(f *fork, err error, peer *process) {
 		}
 	}
 	s.log.Error("a machine's memory can't be served", "fork", f.id, "error", f.err)
-	s.tell(message{Op: eventFailed, Fork: f.id, Error: f.err.Error()})
+	s.tell(message{Op: eventFailed, Fork: f.id, Error: block.Tell(f.err)})
 }
 
 // ended lets go of a machine whose process has ended.

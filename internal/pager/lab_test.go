@@ -173,17 +173,19 @@ func (l *lab) dies(c *pagertest.Client) {
 	}
 }
 
-// fails waits until the Tracker has told that a fork has failed.
-func (l *lab) fails(fork, why string) {
+// fails waits until the Tracker has told that a fork has failed, and returns the error.
+func (l *lab) fails(fork, why string) error {
 	l.Helper()
 	select {
 	case f := <-l.failed:
 		if f.fork != fork || !strings.Contains(f.err.Error(), why) {
 			l.Errorf("fork %s has failed: %v; want %s: …%s…", f.fork, f.err, fork, why)
 		}
+		return f.err
 	case <-time.After(time.Minute):
 		l.Fatalf("fork %s has not failed", fork)
 	}
+	return nil
 }
 
 // until waits for something that another process does.

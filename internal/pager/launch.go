@@ -30,6 +30,9 @@ func (p *pager) launch() (err error) {
 	p.note() // before there is anything to clean up
 	defer func() {
 		if err != nil {
+			if p.child != nil {
+				p.child.close()
+			}
 			os.RemoveAll(p.root)
 			p.unnote()
 		}
@@ -101,8 +104,8 @@ func (p *pager) greet(in io.WriteCloser, out io.ReadCloser) error {
 	if err := json.NewDecoder(io.LimitReader(out, maxPacket)).Decode(&answer); err != nil {
 		return fmt.Errorf("starting a pager: it has ended, or not answered in %v: %w", startPatience, err)
 	}
-	if answer.Error != "" {
-		return fmt.Errorf("starting a pager: %s", answer.Error)
+	if answer.Error != nil {
+		return fmt.Errorf("starting a pager: %w", answer.Error)
 	}
 	return nil
 }

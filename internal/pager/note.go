@@ -61,6 +61,9 @@ func (p *pager) note() {
 		if err = os.WriteFile(temp, data, 0o600); err == nil {
 			err = os.Rename(temp, p.notePath())
 		}
+		if err != nil {
+			os.Remove(temp) // a part of it may be there, on a disk that is full
+		}
 	}
 	if err != nil {
 		p.tracker.c.Log.Warn("a pager can't be noted: a restart would not find it", "template", p.template, "error", err)

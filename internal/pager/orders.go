@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/sporevm/spore/internal/block"
 )
 
 // acceptTrackers receives Trackers, one after another: this process's owner, and,
@@ -45,7 +47,7 @@ func (s *server) obey(w *wire) {
 		s.mu.Unlock()
 		_ = w.conn.SetReadDeadline(time.Now().Add(helloPatience))
 		if m, err := w.receive(); err == nil { // or else the end of the connection would overtake the answer
-			_ = w.send(message{ID: m.ID, Op: opHello, Error: "it has a tracker, or is ending"})
+			_ = w.send(message{ID: m.ID, Op: opHello, Error: &block.Told{Text: "it has a tracker, or is ending"}})
 		}
 		return
 	}
@@ -97,11 +99,7 @@ func (s *server) hello(w *wire, m message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.forks {
-		said := message{Op: eventFork, Fork: f.id, UID: f.uid, Path: f.path}
-		if f.err != nil {
-			said.Error = f.err.Error()
-		}
-		s.tell(said)
+		s.tell(message{Op: eventFork, Fork: f.id, UID: f.uid, Path: f.path, Error: block.Tell(f.err)})
 		if f.machine != nil {
 			s.tell(message{Op: eventConnected, Fork: f.id, PID: f.machine.process.pid, process: f.machine.process})
 		}
@@ -142,9 +140,7 @@ func (s *server) answer(m message) message {
 	default:
 		err = fmt.Errorf("this pager does not know the operation %q", m.Op)
 	}
-	if err != nil {
-		a.Error = err.Error()
-	}
+	a.Error = block.Tell(err)
 	return a
 }
 

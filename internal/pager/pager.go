@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/sporevm/spore/internal/block"
 )
 
 const (
@@ -85,7 +87,10 @@ func (p *pager) hear(m message) {
 	case eventConnected:
 		p.tracker.connected(p, m)
 	case eventFailed:
-		p.tracker.failed(p, m.Fork, errors.New(m.Error))
+		if m.Error == nil {
+			m.Error = &block.Told{Text: "its pager does not say why"}
+		}
+		p.tracker.failed(p, m.Fork, m.Error)
 	default:
 		p.mu.Lock()
 		answer := p.answers[m.ID]
@@ -128,8 +133,8 @@ func (p *pager) ask(ctx context.Context, m message) (message, error) {
 	}
 	select {
 	case a := <-answer:
-		if a.Error != "" {
-			return a, errors.New(a.Error)
+		if a.Error != nil {
+			return a, a.Error
 		}
 		return a, nil
 	case <-p.ended:

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sporevm/spore/internal/block"
 )
 
 // maxOrder bounds what a pager reads of its standard input, in bytes.
@@ -45,10 +47,7 @@ type server struct {
 // that are still connected at the end are killed.
 func Serve(ctx context.Context, in io.Reader, out io.Writer, open func(ctx context.Context, id string) (Image, error), log *slog.Logger) error {
 	s, err := newServer(ctx, in, open, log)
-	answer := started{}
-	if err != nil {
-		answer.Error = err.Error()
-	}
+	answer := started{Error: block.Tell(err)}
 	if err := errors.Join(err, json.NewEncoder(out).Encode(answer)); err != nil {
 		if s != nil {
 			err = errors.Join(err, s.close())

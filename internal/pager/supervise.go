@@ -1,14 +1,28 @@
 package pager
 
 import (
+	"errors"
 	"os"
 )
+
+// errNoHold says that a machine's process can't be got hold of, so that nobody could end it should its pager die.
+var errNoHold = errors.New("a machine has connected whose process can't be got hold of: this process has no descriptor left for it (ulimit -n)")
 
 // connected remembers the process behind a fork.
 func (t *Tracker) connected(p *pager, m message) {
 	t.mu.Lock()
 	c := p.claims[m.Fork]
-	if c == nil || m.process == nil || c.process != nil {
+	if c != nil && c.process == nil && m.process == nil {
+		t.mu.Unlock()
+		go func() { // since this is who hears the answer
+			if err := p.release(c); err != nil { // by which the pager ends it
+				t.c.Log.Error("a machine can't be ended", "fork", m.Fork, "error", err)
+			}
+			t.failed(p, m.Fork, errNoHold)
+		}()
+		return
+	}
+	if c == nil || c.process != nil {
 		t.mu.Unlock()
 		if m.process != nil {
 			m.process.close()

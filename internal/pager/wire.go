@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore/internal/block"
 )
 
 // order is what a pager is told on its standard input, as JSON.
@@ -24,7 +26,7 @@ type order struct {
 
 // started is what it answers on its standard output, in one line.
 type started struct {
-	Error string `json:"error,omitempty"`
+	Error *block.Told `json:"error,omitempty"`
 }
 
 // Operations of a control connection. The Tracker asks; the pager answers with the
@@ -45,17 +47,17 @@ const (
 
 // message is one packet of a control connection.
 type message struct {
-	ID     uint64  `json:"id,omitempty"`
-	Op     string  `json:"op"`
-	Fork   string  `json:"fork,omitempty"`
-	UID    int     `json:"uid,omitempty"`
-	PID    int     `json:"pid,omitempty"`
-	Path   string  `json:"path,omitempty"`
-	Error  string  `json:"error,omitempty"`
-	From   int     `json:"from,omitempty"`
-	Ranges []Range `json:"ranges,omitempty"`
-	More   bool    `json:"more,omitempty"`
-	Stats  *Stats  `json:"stats,omitempty"`
+	ID     uint64      `json:"id,omitempty"`
+	Op     string      `json:"op"`
+	Fork   string      `json:"fork,omitempty"`
+	UID    int         `json:"uid,omitempty"`
+	PID    int         `json:"pid,omitempty"`
+	Path   string      `json:"path,omitempty"`
+	From   int         `json:"from,omitempty"`
+	Ranges []Range     `json:"ranges,omitempty"`
+	More   bool        `json:"more,omitempty"`
+	Stats  *Stats      `json:"stats,omitempty"`
+	Error  *block.Told `json:"error,omitempty"`
 
 	process *process // with eventConnected
 }

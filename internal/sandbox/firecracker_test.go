@@ -35,9 +35,15 @@ func TestOnFirecracker(t *testing.T) {
 	b.Others = func(_, version string) (vmm.Engine, error) {
 		return firecracker.New(firecracker.Programs{VersionsDir: versions, Version: version}, nil), nil
 	}
+	var woken *Sandbox
 	b.livesOnFirecracker(t, func(s *Sandbox) (err error) {
+		woken = s
 		s.memory, err = b.Snapshots.FlatMemory(ctx, s.parent, func(int64, int64) {})
 		return err
+	}, func() {
+		if numbers, err := woken.Measure(ctx); err != nil || numbers["put_api_requests.actions_count"] != 1 {
+			t.Errorf("the machine has measured %v (%v)", numbers, err)
+		}
 	})
 }
 

@@ -27,6 +27,7 @@ type HostOptions struct {
 	KernelsDir string        // holds {version}/{arch}/vmlinux.bin
 	CacheDir   string        // may be deleted at any time between runs
 	RunDir     string        // holds a folder for each live machine; short path
+	Daemon     bool          // its machines are those of a daemon, which lists them itself
 	Log        *slog.Logger
 
 	// Pages serves memory from afar to engines that handle page faults themselves. Nil: they get it as the others do.

@@ -273,7 +273,7 @@ func TestSweep(t *testing.T) {
 	}
 	dead, err := newRunDir(root)
 	if err == nil {
-		err = errors.Join(alive.record(owned.Process.Pid), dead.record(orphan.Process.Pid))
+		err = errors.Join(alive.record(owned.Process.Pid, Running{}), dead.record(orphan.Process.Pid, Running{}))
 	}
 	if err != nil {
 		t.Fatal(err)

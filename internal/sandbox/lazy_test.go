@@ -140,7 +140,7 @@ func (b *lazyBench) server() int {
 // frames are the files of the frame cache.
 func (b *lazyBench) frames(t *testing.T) []string {
 	t.Helper()
-	all, err := filepath.Glob(filepath.Join(b.cache, "frames", "*", "*"))
+	all, err := filepath.Glob(filepath.Join(b.cache, "frames", "*", "[^.]*")) // hidden are those that are being written
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,15 +94,26 @@ func (h *Host) resume(ctx context.Context, snap *snapshot.Snapshot, o ResumeOpti
 	return s, nil
 }
 
-// compatible refuses a snapshot that this host can't run, naming the field that differs.
+// compatible refuses a snapshot that this host can't run, naming the field that differs, or saying why it has no engine for it.
 func (h *Host) compatible(ctx context.Context, meta snapshot.Metadata, accel vmm.Accel) error {
 	engine, err := h.engine(meta.Engine.Name, meta.Engine.Version)
 	if err != nil {
-		return err
+		return &EngineError{err}
 	}
 	have, err := engine.Describe(ctx, meta.Arch, accel)
-	if err != nil {
+	if ctx.Err() != nil {
 		return err
+	}
+	if err != nil {
+		return &EngineError{err}
 	}
 	return meta.Compatible(hostInfo(meta.Arch, have))
 }
+
+// EngineError says why this host has no engine for a snapshot: it is not installed, or runs no guest here.
+type EngineError struct{ Err error }
+
+func (e *EngineError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what keeps the engine from running.
+func (e *EngineError) Unwrap() error { return e.Err }

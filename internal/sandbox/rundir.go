@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,13 +68,36 @@ func newRunDir(root string) (*workDir, error) {
 	return d, nil
 }
 
-// record writes down which process runs the machine, for the sweep after our own sudden death.
-func (d *workDir) record(pid int) error {
+// record writes down which process runs the machine, for the sweep after our own sudden death, and what others are told of it.
+func (d *workDir) record(pid int, about Running) error {
 	started, err := startTime(pid)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(d.path, vmmName), fmt.Appendf(nil, "%d %d\n", pid, started), 0o600)
+	if err := os.WriteFile(filepath.Join(d.path, vmmName), fmt.Appendf(nil, "%d %d\n", pid, started), 0o600); err != nil {
+		return err
+	}
+	text, err := json.Marshal(about)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.path, aboutName), text, 0o600)
+}
+
+// readVMM reads which process runs a machine, and when that started: process 0 if there is no record, or it is torn: its owner died while writing, and its VMM
+// died with it.
+func readVMM(record string) (pid int, started uint64, err error) {
+	text, err := os.ReadFile(record)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, err := fmt.Sscanf(string(text), "%d %d", &pid, &started); err != nil || pid <= 1 {
+		return 0, 0, nil
+	}
+	return pid, started, nil
 }
 
 // remove gives up the lock last: nobody is to sweep alongside.
@@ -148,17 +172,9 @@ func sweepLocks(root string) error {
 
 // endOrphan kills the recorded VMM if it still runs.
 func endOrphan(record string) error {
-	text, err := os.ReadFile(record)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	pid, started, err := readVMM(record)
+	if err != nil || pid == 0 {
 		return err
-	}
-	var pid int
-	var started uint64
-	if _, err := fmt.Sscanf(string(text), "%d %d", &pid, &started); err != nil || pid <= 1 {
-		return nil // torn: the owner died while writing, and its VMM died with it
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {

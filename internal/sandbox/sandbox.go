@@ -81,6 +81,15 @@ func (s *Sandbox) Phases() Phases { return s.phases }
 // VMM is the process id of the machine's monitor, for measurements.
 func (s *Sandbox) VMM() int { return s.machine.PID() }
 
+// Measure returns what the machine's monitor has measured, see [vmm.Measured]; nil if it is of a kind that measures nothing.
+func (s *Sandbox) Measure(ctx context.Context) (map[string]float64, error) {
+	m, ok := s.machine.(vmm.Measured)
+	if !ok {
+		return nil, nil
+	}
+	return m.Measure(ctx)
+}
+
 // Agent is the session with the guest. It ends when the sandbox is paused; a sandbox that goes on has a new one, and one that does not has none: nil. While
 // the guest stands still Agent waits.
 func (s *Sandbox) Agent() *guest.Client {
@@ -223,7 +232,11 @@ func (s *Sandbox) start(ctx context.Context, c vmm.Config) error {
 	if fault != nil { // while it started: fail had no machine to end
 		return fault
 	}
-	if err := s.dir.record(machine.PID()); err != nil {
+	about, err := s.about()
+	if err == nil {
+		err = s.dir.record(machine.PID(), about)
+	}
+	if err != nil {
 		return fmt.Errorf("recording the VMM's process: %w", err)
 	}
 	return nil

@@ -51,6 +51,11 @@ func (s *Sandbox) serve(ctx context.Context, o ResumeOptions) (bool, error) {
 	if !needs.Served {
 		return false, nil
 	}
+	if needs.MayServe != nil {
+		if err := needs.MayServe(); err != nil {
+			return false, err
+		}
+	}
 	user := needs.User
 	if needs.NewUser != nil {
 		if s.user, err = needs.NewUser(); err != nil {

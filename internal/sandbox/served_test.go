@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sporevm/spore/internal/snapshot"
+	"github.com/sporevm/spore/internal/vmm"
 )
 
 // stubborn is a page server that has trouble letting go.
@@ -38,5 +39,44 @@ func TestReleaseIsNoReason(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "the pager is stuck") {
 		t.Errorf("the log says %q", log.String())
+	}
+}
+
+// unservable is an engine whose machines may not have their memory served on this host.
+type unservable struct {
+	vmm.Engine
+	refusal error
+	users   int // that were taken
+}
+
+func (*unservable) Name() string { return "unservable" }
+
+func (e *unservable) Needs() vmm.Needs {
+	newUser := func() (vmm.User, error) {
+		e.users++
+		return nil, errors.New("there are no users")
+	}
+	return vmm.Needs{Served: true, NewUser: newUser, MayServe: func() error { return e.refusal }}
+}
+
+// TestServedNowhere wakes what is far away where its engine may not have memory served: nothing is started for it.
+func TestServedNowhere(t *testing.T) {
+	engine := &unservable{refusal: errors.New("the kernel does not let it")}
+	repo, err := openFar(memoryTask{Store: t.TempDir(), Cache: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := &stubborn{}
+	h := &Host{HostOptions{Engine: engine, Pages: pages, Snapshots: repo, Log: slog.New(slog.DiscardHandler)}}
+	s := &Sandbox{host: h, id: uuid.New(), meta: snapshot.Metadata{Engine: snapshot.Engine{Name: engine.Name()}}}
+	for _, refusal := range []error{engine.refusal, nil} {
+		engine.refusal = refusal
+		err := h.memory(t.Context(), s, ResumeOptions{}, NoProgress{})
+		if want := "the kernel does not let it"; refusal != nil && (err == nil || !strings.Contains(err.Error(), want) || engine.users > 0) {
+			t.Errorf("%d users were taken, and the error is %v, want %s", engine.users, err, want)
+		}
+		if want := "there are no users"; refusal == nil && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("without that: %v, want %s", err, want)
+		}
 	}
 }

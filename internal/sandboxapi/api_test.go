@@ -3,6 +3,8 @@ package sandboxapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -11,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sporevm/spore/internal/block"
 	"github.com/sporevm/spore/internal/sandboxapi/fleet"
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
+	"github.com/sporevm/spore/internal/snapshot"
 )
 
 // answered is what came back.
@@ -307,8 +311,33 @@ func TestLogsAndMetrics(t *testing.T) {
 		Sandboxes map[string]openapi.SandboxMetric
 	}
 	ask(t, web, "GET", "/sandboxes/metrics?sandbox_ids="+s.SandboxID+",nobody", "", nil).into(t, &latest)
-	if len(latest.Sandboxes) != 1 || latest.Sandboxes[s.SandboxID].CPUUsedPct != 75 {
+	if got := latest.Sandboxes[s.SandboxID]; len(latest.Sandboxes) != 1 || got.CPUUsedPct != 75 || got.VMM["block.read_bytes"] != 7 {
 		t.Errorf("%+v", latest)
+	}
+}
+
+// Damage is known as such by programs, whether a sandbox can't start for it or has died of it.
+func TestDamageIsTold(t *testing.T) {
+	tn, web := served(t, nil)
+	corrupt := &block.CorruptError{Artifact: "memfile of x", Err: errors.New("flipped")}
+	for what, c := range map[string]struct {
+		err     error
+		status  int
+		damaged bool
+	}{
+		"a wake":   {fmt.Errorf("starting the sandbox: %w", &block.Told{Text: "reading memory: flipped", Corrupt: corrupt}), 500, true},
+		"opening":  {fmt.Errorf("opening: %w", &snapshot.CorruptError{Artifact: "metadata.json", Err: errors.New("flipped")}), 500, true},
+		"a death":  {&fleet.Error{Kind: fleet.Gone, Message: "it died: flipped", Damaged: true, Hint: "restore it"}, 404, true},
+		"anything": {errors.New("flipped"), 500, false},
+	} {
+		tn.mu.Lock()
+		tn.full = c.err
+		tn.mu.Unlock()
+		a := ask(t, web, "POST", "/v2/sandboxes", `{"templateID":"py"}`, nil)
+		var e openapi.Error
+		if a.into(t, &e); a.status != c.status || e.Damaged != c.damaged || !strings.Contains(e.Message, "flipped") || c.damaged && !strings.Contains(e.Hint, "restore") {
+			t.Errorf("%s: %d %+v, want %d and damaged %v", what, a.status, e, c.status, c.damaged)
+		}
 	}
 }
 

@@ -34,13 +34,13 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 	case q.AutoResume.Enabled && !q.AutoPause:
 		refuse(w, "autoResume: only a sandbox that is paused when its time is up can wake by itself", "set autoPause as well")
 		return
-	case len(q.Network.AdditionalProperties) > 0 || isFalse(q.Network.AllowPublicTraffic):
-		refuseNetwork(w)
+	case len(q.Network.AdditionalProperties) > 0:
+		refuseNetwork(w, "allowOut, denyOut and allowPublicTraffic")
 		return
 	}
 	spec := fleet.CreateSpec{
 		Template: q.TemplateID, Owner: caller(r.Context()), Timeout: seconds(q.Timeout), OnTimeout: fleet.Kill, AutoResume: q.AutoResume.Enabled,
-		Insecure: !secure && !q.Secure, Metadata: q.Metadata, Env: q.EnvVars,
+		Insecure: !secure && !q.Secure, Private: isFalse(q.Network.AllowPublicTraffic), Metadata: q.Metadata, Env: q.EnvVars,
 		Reach: fleet.Reach{Allow: q.Network.AllowOut, Deny: q.Network.DenyOut, Offline: isFalse(q.AllowInternetAccess)},
 	}
 	if q.AutoPause {
@@ -169,7 +169,7 @@ func (s routes) SetNetwork(w http.ResponseWriter, r *http.Request, id string) {
 		return
 	}
 	if len(q.AdditionalProperties) > 0 {
-		refuseNetwork(w)
+		refuseNetwork(w, "allowOut and denyOut")
 		return
 	}
 	s.with(w, r, id, func(fleet.Info) error {
@@ -181,7 +181,7 @@ func (s routes) SetNetwork(w http.ResponseWriter, r *http.Request, id string) {
 	})
 }
 
-// refuseNetwork answers a request for what takes more than a filter of addresses.
-func refuseNetwork(w http.ResponseWriter) {
-	refuse(w, "network: this daemon filters by address, and changes no requests", "leave out all but allowOut and denyOut")
+// refuseNetwork answers a request for what takes more than a filter of addresses. known is what may be said here.
+func refuseNetwork(w http.ResponseWriter, known string) {
+	refuse(w, "network: this daemon filters by address, and changes no requests", "leave out all but "+known)
 }

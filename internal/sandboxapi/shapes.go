@@ -20,7 +20,7 @@ const clientID = "local"
 func (s *Server) briefly(r *http.Request, info fleet.Info) openapi.Sandbox {
 	return openapi.Sandbox{
 		SandboxID: info.ID, TemplateID: info.Template.String(), Alias: info.Name, ClientID: clientID, EnvdVersion: api.PublicVersion,
-		EnvdAccessToken: token(info), Domain: s.domain(r),
+		EnvdAccessToken: token(info), TrafficAccessToken: info.Traffic, Domain: s.domain(r),
 	}
 }
 
@@ -74,7 +74,7 @@ func (s *Server) inDetail(r *http.Request, info fleet.Info) openapi.SandboxDetai
 		EnvdAccessToken: token(info), Domain: s.domain(r),
 		StartedAt: info.Started.UTC(), EndAt: info.End.UTC(), State: openapi.SandboxState(info.State),
 		CPUCount: info.CPUs, MemoryMB: mib(info.MemoryBytes), DiskSizeMB: mib(info.DiskBytes), Metadata: info.Metadata,
-		Network: openapi.Network{AllowPublicTraffic: true, AllowOut: prefixes(info.Reach.Allow), DenyOut: prefixes(info.Reach.Deny)},
+		Network: openapi.Network{AllowPublicTraffic: !info.Private, AllowOut: prefixes(info.Reach.Allow), DenyOut: prefixes(info.Reach.Deny)},
 		Spore:   origin(info),
 	}
 	reaches := online(info)
@@ -110,7 +110,7 @@ func template(t fleet.Template) openapi.Template {
 func metric(m fleet.Metric) openapi.SandboxMetric {
 	return openapi.SandboxMetric{
 		Timestamp: m.Time.UTC(), TimestampUnix: m.Time.Unix(), CPUCount: m.CPUs, CPUUsedPct: m.CPUPercent / float64(max(1, m.CPUs)),
-		MemTotal: m.MemTotal, MemUsed: m.MemUsed, MemCache: m.MemCache, DiskTotal: m.DiskTotal, DiskUsed: m.DiskUsed,
+		MemTotal: m.MemTotal, MemUsed: m.MemUsed, MemCache: m.MemCache, DiskTotal: m.DiskTotal, DiskUsed: m.DiskUsed, VMM: m.VMM,
 	}
 }
 

@@ -36,7 +36,7 @@ type town struct {
 	templates []fleet.Template
 	frozen    map[uuid.UUID]string // templates made from sandboxes
 	born      int
-	full      *fleet.Error // what a create returns
+	full      error // what a create returns
 }
 
 type house struct {
@@ -132,10 +132,13 @@ func (tn *town) Create(_ context.Context, spec fleet.CreateSpec) (fleet.Info, er
 	h := &house{info: fleet.Info{
 		ID: strings.ReplaceAll(uuid.NewString(), "-", ""), Template: tn.templates[i].ID, Name: spec.Template, Owner: spec.Owner, Started: started, End: started.Add(timeout),
 		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: spec.Metadata, CPUs: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30,
-		Net: "tap", Reach: reach,
+		Net: "tap", Reach: reach, Private: spec.Private,
 	}}
 	if h.info.Secure {
 		h.info.Token = "token-" + h.info.ID
+	}
+	if h.info.Private {
+		h.info.Traffic = "traffic-" + h.info.ID
 	}
 	tn.sandboxes[h.info.ID] = h
 	return h.info, h.wake(tn.t)
@@ -240,7 +243,7 @@ func (tn *town) Fork(ctx context.Context, id string, n int, timeout time.Duratio
 	}
 	forks := make([]fleet.Fork, min(n, 5))
 	for i := range forks {
-		forks[i].Info, forks[i].Err = tn.Create(ctx, fleet.CreateSpec{Template: info.Name, Owner: owner, Timeout: timeout})
+		forks[i].Info, forks[i].Err = tn.Create(ctx, fleet.CreateSpec{Template: info.Name, Owner: owner, Timeout: timeout, Private: info.Private})
 		if i == 3 {
 			forks[i] = fleet.Fork{Err: &fleet.Error{Kind: fleet.Busy, Message: "no room"}}
 		}
@@ -329,7 +332,7 @@ func (tn *town) Metrics(ctx context.Context, id string, _, _ time.Time) ([]fleet
 	if _, err := tn.Get(ctx, id); err != nil {
 		return nil, err
 	}
-	return []fleet.Metric{{Time: time.Unix(1, 0), CPUs: 2, CPUPercent: 150, MemTotal: 10}}, nil
+	return []fleet.Metric{{Time: time.Unix(1, 0), CPUs: 2, CPUPercent: 150, MemTotal: 10, VMM: map[string]float64{"block.read_bytes": 7}}}, nil
 }
 
 func (tn *town) Logs(ctx context.Context, id string, after time.Time, limit int, oldest bool) ([]fleet.LogEntry, error) {

@@ -128,6 +128,9 @@ type Needs struct {
 	Served bool
 	User   int
 
+	// MayServe says why this host lets no machine have its memory served so; nil: nobody has to be asked.
+	MayServe func() error
+
 	// NewUser takes a user for a machine of whom it has to be known beforehand whom it runs as. Nil: they all run as User.
 	NewUser func() (User, error)
 }
@@ -194,6 +197,13 @@ type Machine interface {
 	Phases() Phases
 	// Close kills the VMM, waits for its end and frees what it held. It may be called more than once.
 	Close() error
+}
+
+// Measured is implemented by machines whose VMM measures itself.
+type Measured interface {
+	// Measure returns numbers by name, such as "block.read_bytes", but for those that are 0. They are the VMM's own, and what they mean depends on it; those
+	// that count do so since its process started.
+	Measure(ctx context.Context) (map[string]float64, error)
 }
 
 // Phases are the durations of a start: process start to control channel, and from there to running CPUs.

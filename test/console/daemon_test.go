@@ -107,7 +107,7 @@ func (d *daemon) serve(args ...string) (url string, stop func()) {
 		}
 	})
 	d.t.Cleanup(stop)
-	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(d.t.Context(), 3*time.Minute)
 	defer cancel()
 	select {
 	case url = <-told:

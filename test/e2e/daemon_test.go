@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -54,14 +56,31 @@ func cmdNoMachine(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdFreeAddress keeps a loopback address that nobody listens on in an environment variable: freeaddress NAME
+//
+// It is none of those that the kernel gives to whoever connects: all the other scripts' connections take such addresses at the same time.
 func cmdFreeAddress(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: freeaddress NAME")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	ts.Check(err)
-	ts.Setenv(args[0], l.Addr().String())
-	ts.Check(l.Close())
+	var first int
+	_, err = fmt.Sscan(string(text), &first)
+	ts.Check(err)
+	const lowest = 10_000
+	if first <= lowest {
+		ts.Fatalf("the kernel gives ports from %d on to whoever connects", first)
+	}
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(first-lowest)))
+		if err != nil {
+			continue
+		}
+		ts.Setenv(args[0], l.Addr().String())
+		ts.Check(l.Close())
+		return
+	}
+	ts.Fatalf("no port is free")
 }
 
 // cmdDashboard checks that a daemon has every metric that the dashboard in dist shows: dashboard ADDRESS

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/sporevm/spore/internal/expose/exposetest"
 	"github.com/sporevm/spore/internal/guest"
+	"github.com/sporevm/spore/internal/snapshot"
 	"github.com/sporevm/spore/internal/store/bucket/buckettest"
 )
 
@@ -61,6 +63,7 @@ func TestScripts(t *testing.T) {
 			"freeaddress": cmdFreeAddress,
 			"dashboard":   cmdDashboard,
 			"lose":        cmdLose,
+			"damage":      cmdDamage,
 			"servers":     cmdServers,
 		},
 	})
@@ -131,7 +134,7 @@ func makeImage(dir string) error {
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
 		"etc/group":  "root:x:0:\napp:x:1000:\n",
 		// Counts in memory, and tells its count by a file.
-		"bin/counter": "#!/bin/sh\nn=0\nwhile :; do n=$((n+1)); echo $n > /tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done\n",
+		"bin/counter": "#!/bin/sh\necho $$ > /tmp/counter\nn=0\nwhile :; do n=$((n+1)); echo $n > /tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done\n",
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
@@ -215,7 +218,7 @@ func machines(ts *testscript.TestScript) []int {
 }
 
 // patience is how long a busy machine may take for what takes seconds on an idle one.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // cmdMachine waits until a machine of this script runs: machine
 func cmdMachine(ts *testscript.TestScript, neg bool, args []string) {
@@ -286,10 +289,10 @@ func cmdKeep(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], line)
 }
 
-// proxy stands before the S3 server until that is lost.
+// proxy stands before the S3 server until that is lost, and damages memory that it passes on when told to.
 type proxy struct {
 	*httptest.Server
-	lost atomic.Bool
+	lost, damage atomic.Bool
 }
 
 type proxyKey struct{}
@@ -300,7 +303,15 @@ func newProxy(address string) *proxy {
 		panic(err)
 	}
 	p := new(proxy)
-	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host }}
+	forward := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host },
+		ModifyResponse: func(r *http.Response) error {
+			if !p.damage.Load() || !isMemory(r.Request) {
+				return nil
+			}
+			return spoil(r)
+		},
+	}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.lost.Load() {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -317,6 +328,29 @@ func cmdLose(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: lose")
 	}
 	ts.Value(proxyKey{}).(*proxy).lost.Store(true)
+}
+
+// isMemory tells whether somebody asks for a snapshot's memory.
+func isMemory(r *http.Request) bool {
+	return r.Method == http.MethodGet && filepath.Base(r.URL.Path) == snapshot.MemoryFile
+}
+
+// spoil changes a bit in the middle of what a server has answered.
+func spoil(r *http.Response) error {
+	body, err := io.ReadAll(r.Body)
+	if len(body) > 0 {
+		body[len(body)/2] ^= 0x10
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return errors.Join(err, r.Request.Context().Err())
+}
+
+// cmdDamage has all memory that comes from $S3PROXY be damaged from now on: damage
+func cmdDamage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: damage")
+	}
+	ts.Value(proxyKey{}).(*proxy).damage.Store(true)
 }
 
 // cmdServers kills the processes that serve memory to this script's machines, or waits until there are none: servers kill|gone

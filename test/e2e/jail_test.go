@@ -165,6 +165,39 @@ func TestJail(t *testing.T) {
 	})
 }
 
+// TestJailOfOtherCommands wakes a guest by the other commands that start machines: in a jail, if they are told so.
+func TestJailOfOtherCommands(t *testing.T) {
+	onFirecrackers(t, func(t *testing.T, fc string) {
+		location := filepath.Join(t.TempDir(), "store")
+		st, err := store.OpenDir(location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := newJailedCounter(t, fc, st, location)
+		for what, args := range map[string][]string{
+			"verify":       {"verify", "--deep", "--jail", j.id.String()},
+			"resume-build": {"resume-build", "-jail", "-jail-cgroup", "pids.max=99", "-storage", location, "-from-build", j.id.String(), "-iterations", "1"},
+		} {
+			t.Run(what, func(t *testing.T) {
+				parent := j.t
+				j.t = t
+				defer func() { j.t = parent }()
+				r := j.start(args...)
+				pid := j.vmm(r)
+				j.isJailed(pid)
+				if err := r.Process.Signal(unix.SIGINT); err != nil {
+					t.Fatal(err)
+				}
+				if said := r.end(t); !strings.Contains(said, "interrupted") {
+					t.Errorf("spore %s says %q", what, said)
+				}
+				gone(t, pid)
+				j.nothing(true)
+			})
+		}
+	})
+}
+
 // TestJailFromBucket wakes a guest in a jail whose memory is served by the pager, to the machine's own user.
 func TestJailFromBucket(t *testing.T) {
 	onFirecrackers(t, func(t *testing.T, fc string) {

@@ -46,19 +46,19 @@ func serveS3() (string, error) {
 }
 
 func serveGS() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a free port: the server wants a number
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	port := uint16(l.Addr().(*net.TCPAddr).Port)
-	l.Close()
+	address := "http://" + l.Addr().String()
+	// The listener is ours: a number that was free a moment ago may be somebody else's by now.
 	s, err := fakestorage.NewServerWithOptions(fakestorage.Options{
-		Scheme: "http", Host: "127.0.0.1", Port: port, PublicHost: fmt.Sprintf("127.0.0.1:%d", port),
-		InitialObjects: nil, Writer: io.Discard,
+		NoListener: true, ExternalURL: address, PublicHost: l.Addr().String(), InitialObjects: nil, Writer: io.Discard,
 	})
 	if err != nil {
 		return "", err
 	}
 	s.CreateBucketWithOpts(fakestorage.CreateBucketOpts{Name: bucket})
-	return s.URL(), nil
+	go http.Serve(l, s.HTTPHandler())
+	return address, nil
 }

@@ -182,6 +182,39 @@ test('ports, streams and websockets', async () => {
   assert.match((await nobody.json()).message, /nothing listens/)
 })
 
+test('ports that want a token', async () => {
+  const hidden = await Sandbox.create(template, { timeoutMs: minutes(5), network: { allowPublicTraffic: false }, ...slow })
+  const reach = async (s, token) => (await fetch(`http://${s.getHost(8080)}/hello`, { headers: token ? { 'e2b-traffic-access-token': token } : {} })).status
+  try {
+    assert.ok(hidden.trafficAccessToken)
+    assert.equal(sandbox.trafficAccessToken, undefined)
+    assert.equal((await hidden.getInfo()).network.allowPublicTraffic, false)
+    await hidden.commands.run('/bin/server 8080', { background: true, timeoutMs: minutes(4) }) // the agent wants its own token, as ever
+    await until(async () => (await reach(hidden, hidden.trafficAccessToken)) === 200)
+    assert.deepEqual([await reach(hidden), await reach(hidden, hidden.envdAccessToken)], [403, 403])
+    const opened = (headers) => new Promise((done) => {
+      const socket = new WebSocket(`ws://${hidden.getHost(8080)}/ws`, { headers })
+      socket.onopen = () => { socket.close(); done(true) }
+      socket.onerror = () => done(false)
+    })
+    assert.deepEqual([await opened({}), await opened({ 'e2b-traffic-access-token': hidden.trafficAccessToken })], [false, true])
+    assert.equal(await hidden.pause(slow), true)
+    const woken = await Sandbox.connect(hidden.sandboxId, { timeoutMs: minutes(5), ...slow })
+    assert.equal(woken.trafficAccessToken, hidden.trafficAccessToken)
+    assert.deepEqual([await reach(woken), await reach(woken, woken.trafficAccessToken)], [403, 200])
+    const [fork] = await woken.fork({ timeoutMs: minutes(5), ...slow })
+    try {
+      assert.ok(fork.trafficAccessToken)
+      assert.notEqual(fork.trafficAccessToken, woken.trafficAccessToken)
+      assert.deepEqual([await reach(fork, woken.trafficAccessToken), await reach(fork, fork.trafficAccessToken)], [403, 200])
+    } finally {
+      await fork.kill(slow)
+    }
+  } finally {
+    await hidden.kill(slow)
+  }
+})
+
 test('what it is, and when it ends', async () => {
   const info = await sandbox.getInfo()
   assert.equal(info.sandboxId, sandbox.sandboxId)

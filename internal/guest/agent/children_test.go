@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +70,7 @@ func TestReaperAndServiceKeepApart(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		left := children(t)
 		if left == "" {
 			break
@@ -78,6 +79,7 @@ func TestReaperAndServiceKeepApart(t *testing.T) {
 			t.Fatalf("not reaped: %s", left)
 		}
 	}
+	// Each was struck off before its end was told.
 	if len(s.options.Children.own) != 0 || s.table.count() != 0 {
 		t.Errorf("%d registered, %d in the table", len(s.options.Children.own), s.table.count())
 	}
@@ -96,6 +98,40 @@ func children(t *testing.T) string {
 		all.Write(data)
 	}
 	return strings.TrimSpace(all.String())
+}
+
+// TestOutputIsFoundPastADeadline looks into a pipe whose deadline has passed before anybody did: what is there is found, and nothing is waited for.
+func TestOutputIsFoundPastADeadline(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	conn, err := r.SyscallConn()
+	if err == nil {
+		_, err = w.WriteString("last words")
+	}
+	if err == nil {
+		err = r.SetReadDeadline(time.Unix(1, 0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := readChunk(conn.Read); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("waiting: %v", err)
+	}
+	c, n, err := readChunk(once(conn))
+	if err != nil || string(c.buf[:n]) != "last words" {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if _, n, err := readChunk(once(conn)); n != 0 || err != unix.EAGAIN {
+		t.Errorf("an empty pipe: %d bytes, %v", n, err)
+	}
+	w.Close()
+	if _, n, err := readChunk(once(conn)); n != 0 || err != io.EOF {
+		t.Errorf("a pipe that is closed: %d bytes, %v", n, err)
+	}
 }
 
 func TestEndedProcessesAreForgottenInTime(t *testing.T) {

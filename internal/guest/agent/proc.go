@@ -127,8 +127,13 @@ func (p *proc) pump(f *os.File, event func([]byte) *process.ProcessEvent_DataEve
 	defer f.Close()
 	p.pumpUntilSettled(f, event)
 	settled()
-	f.SetReadDeadline(time.Time{})
-	io.Copy(io.Discard, onlyReader{f})
+	for {
+		f.SetReadDeadline(time.Time{})
+		// The waiter's wake-up call may come as late as this.
+		if _, err := io.Copy(io.Discard, onlyReader{f}); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+	}
 }
 
 // onlyReader hides the methods that would let io.Copy splice.
@@ -156,7 +161,17 @@ func (p *proc) pumpUntilSettled(f *os.File, event func([]byte) *process.ProcessE
 			f.SetReadDeadline(limit)
 		default:
 		}
-		c, n, err := readChunk(conn)
+		c, n, err := readChunk(conn.Read)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// The waiter's own wake-up call comes as a deadline too: only a
+			// deadline set here, and reached, means silence.
+			if limit.IsZero() || time.Now().Before(limit) {
+				continue
+			}
+			// And only if nothing is there: on a busy machine it may have been
+			// reached before anybody looked.
+			c, n, err = readChunk(once(conn))
+		}
 		if n > 0 {
 			if !since.IsZero() {
 				late += n
@@ -164,25 +179,25 @@ func (p *proc) pumpUntilSettled(f *os.File, event func([]byte) *process.ProcessE
 			c.event.Event = &process.ProcessEvent_Data{Data: event(c.buf[:n])}
 			p.hub.publish(c)
 		}
-		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			// The waiter's own wake-up call comes as a deadline too: only a
-			// deadline set here, and reached, means silence.
-			if !limit.IsZero() && !time.Now().Before(limit) {
-				return
-			}
-		default:
-			return // end of file, or EIO: nobody holds the terminal
+		if err != nil {
+			return // silence; end of file; or EIO: nobody holds the terminal
 		}
 	}
 }
 
-// readChunk waits for output and reads what there is. While it waits it holds no
-// memory: most processes are silent most of the time. An end of file is an error.
-func readChunk(conn syscall.RawConn) (c *chunk, n int, err error) {
+// once is the Read of a file that is not waited for, whatever its deadline.
+func once(conn syscall.RawConn) func(func(fd uintptr) bool) error {
+	return func(f func(fd uintptr) bool) error {
+		return conn.Control(func(fd uintptr) { f(fd) })
+	}
+}
+
+// readChunk waits, as read does, for output and reads what there is. While it waits
+// it holds no memory: most processes are silent most of the time. An end of file is
+// an error.
+func readChunk(read func(func(fd uintptr) bool) error) (c *chunk, n int, err error) {
 	var readErr error
-	err = conn.Read(func(fd uintptr) bool {
+	err = read(func(fd uintptr) bool {
 		c = newChunk()
 		n, readErr = retryEINTR(func() (int, error) { return unix.Read(int(fd), c.buf) })
 		if n > 0 {

@@ -225,7 +225,7 @@ func timestamps(t *testing.T) string {
 // dial opens the stream to the agent; QEMU makes the socket some time after its start.
 func (v *vm) dial(name string) net.Conn {
 	v.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("unix", filepath.Join(v.dir, name))
 		if err == nil {
 			return c
@@ -244,12 +244,15 @@ func (v *vm) dial(name string) net.Conn {
 // boots is how often a machine is booted until it comes up: an emulated one hangs at times on a busy host, before the agent is there.
 const boots = 4
 
+// bootPatience is how long one that does not hang may take.
+const bootPatience = time.Minute
+
 // session opens a session with the agent and waits until it answers.
 func (v *vm) session() *guest.Client {
 	v.t.Helper()
 	for tries := 1; ; tries++ {
 		c := guest.NewClient(v.dial("agent"))
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
 		err := c.Health(ctx)
 		cancel()
 		if err == nil {
@@ -287,12 +290,20 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 // ended waits for QEMU's end.
-func (v *vm) ended(limit time.Duration) {
+func (v *vm) ended() {
 	v.t.Helper()
-	select {
-	case <-v.done:
-	case <-time.After(limit):
-		v.t.Fatalf("the machine still runs after %s", limit)
+	for tries := 1; ; tries++ {
+		select {
+		case <-v.done:
+			return
+		case <-time.After(patience):
+		}
+		if !v.fresh || tries == boots {
+			v.t.Fatalf("the machine still runs after %v", patience)
+		}
+		v.t.Logf("boot %d hangs", tries)
+		v.kill()
+		v.launch()
 	}
 }
 
@@ -338,7 +349,7 @@ func (q *qmp) run(command string, args map[string]any) {
 // waitRunning returns when a thawed machine's CPUs run: what is sent to its port earlier is lost.
 func (q *qmp) waitRunning() {
 	q.v.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if _, err := q.c.Write([]byte(`{"execute":"query-status"}`)); err != nil {
 			q.v.t.Fatal(err)
 		}

@@ -221,18 +221,40 @@ func Dial(ns *os.File, kind, address string, patience time.Duration) (seen strin
 			return err
 		}
 		defer conn.Close()
+		if kind == "udp4" {
+			seen, err = ask(conn, patience)
+			return err
+		}
 		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
-		if kind == "udp4" {
-			if _, err := conn.Write([]byte("?")); err != nil {
-				return err
-			}
-		}
-		p := make([]byte, 64)
-		n, err := conn.Read(p)
-		seen = strings.TrimSpace(string(p[:n]))
+		seen, err = hear(conn)
 		return err
 	})
 	return seen, err
+}
+
+// resend is how long a datagram, or the answer to it, may take before it counts as lost: to a link that has no carrier yet, for one, or to the kernel's
+// limit on how often it says that something is prohibited.
+const resend = time.Second
+
+// ask sends a datagram until there is an answer, or word that there will be none.
+func ask(conn net.Conn, patience time.Duration) (seen string, err error) {
+	for end := time.Now().Add(patience); ; {
+		if err := conn.SetDeadline(time.Now().Add(resend)); err != nil {
+			return "", err
+		}
+		if _, err = conn.Write([]byte("?")); err == nil {
+			seen, err = hear(conn)
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return seen, err
+		}
+	}
+}
+
+func hear(conn net.Conn) (string, error) {
+	p := make([]byte, 64)
+	n, err := conn.Read(p)
+	return strings.TrimSpace(string(p[:n])), err
 }

@@ -86,11 +86,9 @@ func Failure(w http.ResponseWriter, r *http.Request, err error, gone int) {
 // Of is the body for an error of the fleet's.
 func Of(err error, gone int) openapi.Error {
 	status, _ := Status(err, gone)
-	message, hint := err.Error(), ""
-	if e := (*fleet.Error)(nil); errors.As(err, &e) {
-		hint = e.Hint
-	}
-	return Body(status, message, hint)
+	body := Body(status, err.Error(), fleet.HintFor(err))
+	body.Damaged = fleet.IsDamage(err)
+	return body
 }
 
 // Status is the HTTP status for an error of the fleet's, and after how many seconds to come again: 0 if that is no use.

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sporevm/spore/internal/guest"
@@ -29,6 +28,7 @@ const maxAnswer = 64 << 20
 type Error struct {
 	Status  int // of HTTP
 	Message string
+	Damaged bool // what is stored is not what was written
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -129,7 +129,7 @@ func asError(status int, data []byte) error {
 	if json.Unmarshal(data, &e) != nil || e.Message == "" {
 		e.Message = http.StatusText(status)
 	}
-	return &Error{Status: status, Message: e.Message}
+	return &Error{Status: status, Message: e.Message, Damaged: e.Damaged}
 }
 
 // Info tells about the daemon.
@@ -157,28 +157,6 @@ func (c *Client) List(ctx context.Context) ([]openapi.ListedSandbox, error) {
 			return all, nil
 		}
 	}
-}
-
-// Find returns the id of the one sandbox whose id begins with prefix.
-func (c *Client) Find(ctx context.Context, prefix string) (string, error) {
-	all, err := c.List(ctx)
-	if err != nil {
-		return "", err
-	}
-	prefix = strings.ToLower(strings.ReplaceAll(prefix, "-", ""))
-	var found []string
-	for _, s := range all {
-		if prefix != "" && strings.HasPrefix(s.SandboxID, prefix) {
-			found = append(found, s.SandboxID)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return "", &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("there is no sandbox %q: spore ps shows those that there are", prefix)}
-	case 1:
-		return found[0], nil
-	}
-	return "", &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("%q begins the ids of %d sandboxes: say more of it", prefix, len(found))}
 }
 
 // Create makes a sandbox.
@@ -238,6 +216,21 @@ func (c *Client) Logs(ctx context.Context, id string) ([]openapi.LogEntry, error
 	var answer struct{ Logs []openapi.LogEntry }
 	_, err := c.do(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/logs?limit=1000", nil, &answer)
 	return answer.Logs, err
+}
+
+// Measure measures a sandbox. One that does not run is a conflict.
+func (c *Client) Measure(ctx context.Context, id string) (openapi.SandboxMetric, error) {
+	var answer struct {
+		Sandboxes map[string]openapi.SandboxMetric
+	}
+	if _, err := c.do(ctx, http.MethodGet, "/sandboxes/metrics?sandbox_ids="+url.QueryEscape(id), nil, &answer); err != nil {
+		return openapi.SandboxMetric{}, err
+	}
+	m, ok := answer.Sandboxes[id]
+	if !ok {
+		return m, &Error{Status: http.StatusConflict, Message: "sandbox " + id + " does not run, so that there is nothing to measure"}
+	}
+	return m, nil
 }
 
 // ForkReport is what a fork did to the sandbox that was forked.

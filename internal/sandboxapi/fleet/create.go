@@ -117,15 +117,13 @@ func (f *Fleet) spawn(ctx context.Context, id uuid.UUID, name, parent string, sp
 	e := newEntry(record{Info: Info{
 		ID: hexID(live.ID()), Template: id, Name: name, Parent: parent, Owner: spec.Owner,
 		Started: begin.UTC(), End: time.Now().Add(spec.Timeout).UTC(), Timeout: spec.Timeout,
-		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Metadata: maps.Clone(spec.Metadata),
+		OnTimeout: spec.OnTimeout, AutoResume: spec.AutoResume, Secure: !spec.Insecure, Private: spec.Private, Metadata: maps.Clone(spec.Metadata),
 		CPUs: meta.VCPUs, MemoryBytes: meta.MemoryBytes, DiskBytes: meta.DiskBytes, AgentVersion: meta.Agent, Net: meta.Net, Reach: policy,
 		Snapshot: id,
 	}})
 	_ = e.take(ctx) // it is new: the turn is there
 	defer e.give()
-	if e.info.Secure {
-		e.info.Token = f.token(e.id)
-	}
+	f.giveTokens(e)
 	if err := f.enter(e); err != nil {
 		return Info{}, errors.Join(err, live.Close(), f.letGo(t))
 	}
@@ -205,7 +203,7 @@ func (f *Fleet) startError(ctx context.Context, err error) error {
 	if is[*Error](err) || ctx.Err() != nil {
 		return err
 	}
-	if is[*snapshot.IncompatibleError](err) {
+	if is[*snapshot.IncompatibleError](err) || is[*sandbox.EngineError](err) {
 		return &Error{Kind: Conflict, Message: err.Error(), Hint: "wake it on a host like the one that it was frozen on, or build the template again here"}
 	}
 	return fmt.Errorf("starting the sandbox: %w", err)
@@ -229,10 +227,20 @@ func (f *Fleet) runs(e *entry, seat *seat, live *sandbox.Sandbox, t *template, p
 	go f.mourn(e, live)
 }
 
-// token is the access token of a sandbox's agent. It is made from the daemon's secret, and so the same at each asking, and not kept.
-func (f *Fleet) token(id string) string {
+// giveTokens gives a sandbox that is new, or was found again, the tokens that its agent and its ports want.
+func (f *Fleet) giveTokens(e *entry) {
+	if e.info.Secure {
+		e.info.Token = f.token("agent", e.id)
+	}
+	if e.info.Private {
+		e.info.Traffic = f.token("traffic", e.id)
+	}
+}
+
+// token is an access token of a sandbox. It is made from the daemon's secret, and so the same at each asking, and not kept.
+func (f *Fleet) token(what, id string) string {
 	mac := hmac.New(sha256.New, f.secret)
-	mac.Write([]byte("agent " + id))
+	mac.Write([]byte(what + " " + id))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 

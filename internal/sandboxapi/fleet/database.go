@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite" // and the driver of that name
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // schema is what the database of this version holds. Times are nanoseconds since 1970.
@@ -105,9 +107,17 @@ func (d *database) put(ctx context.Context, r record) error {
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, ended = excluded.ended, record = excluded.record`,
 		r.Info.ID, r.Info.State, r.Info.Owner, r.Info.Started.UnixNano(), ended, string(text))
 	if err != nil {
-		return fmt.Errorf("writing sandbox %s down: %w", r.Info.ID, err)
+		return fmt.Errorf("writing sandbox %s down: %w", r.Info.ID, noSpace(err))
 	}
 	return nil
+}
+
+// noSpace has an error of a full disk be unix.ENOSPC, as it is everywhere else.
+func noSpace(err error) error {
+	if e := (*sqlite.Error)(nil); errors.As(err, &e) && e.Code() == sqlite3.SQLITE_FULL {
+		return fmt.Errorf("%w: %w", unix.ENOSPC, err)
+	}
+	return err
 }
 
 // all reads every sandbox.

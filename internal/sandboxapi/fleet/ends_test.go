@@ -108,7 +108,7 @@ func (j *journal) String() string {
 // TestRestart ends the daemon orderly and finds the sandboxes again.
 func TestRestart(t *testing.T) {
 	d := newDaemon(t, nil)
-	a, b := d.create(fleet.CreateSpec{}), d.create(fleet.CreateSpec{Metadata: map[string]string{"b": "b"}})
+	a, b := d.create(fleet.CreateSpec{}), d.create(fleet.CreateSpec{Private: true, Metadata: map[string]string{"b": "b"}})
 	d.sh(a.ID, "echo a > /who")
 	if err := d.Close(t.Context(), fleet.Pause); err != nil {
 		t.Fatal(err)
@@ -118,11 +118,11 @@ func TestRestart(t *testing.T) {
 	if err != nil || len(page.Sandboxes) != 2 || page.Running != 0 {
 		t.Fatalf("after the restart: %+v, %v", page, err)
 	}
-	if i, err := d.Get(t.Context(), b.ID); err != nil || i.State != fleet.Paused || i.Metadata["b"] != "b" || i.Token != b.Token || i.Token == "" {
+	if i, err := d.Get(t.Context(), b.ID); err != nil || i.State != fleet.Paused || i.Metadata["b"] != "b" || i.Token != b.Token || i.Token == "" || !i.Private || i.Traffic != b.Traffic || i.Traffic == "" {
 		t.Errorf("after the restart: %+v, %v", i, err)
 	}
-	if _, _, err := d.Connect(t.Context(), a.ID, 0); err != nil {
-		t.Fatal(err)
+	if i, _, err := d.Connect(t.Context(), a.ID, 0); err != nil || i.Private || i.Traffic != "" {
+		t.Fatalf("%+v, %v", i, err)
 	}
 	if got := d.sh(a.ID, "cat /who"); got != "a" {
 		t.Errorf("it says %q", got)

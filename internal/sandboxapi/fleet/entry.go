@@ -99,7 +99,11 @@ func (f *Fleet) ours(ctx context.Context, id string) (*entry, error) {
 }
 
 func gone(i Info) error {
-	return &Error{Kind: Gone, Message: "sandbox " + i.ID + " is gone: " + i.Reason, Hint: "make another one"}
+	err := &Error{Kind: Gone, Message: "sandbox " + i.ID + " is gone: " + i.Reason, Hint: "make another one"}
+	if err.Damaged = i.Damaged; i.Damaged {
+		err.Hint = damageHint
+	}
+	return err
 }
 
 // all returns every entry.

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sporevm/spore/internal/block"
+	"github.com/sporevm/spore/internal/snapshot"
 )
 
 // Kind says what an error is to the caller: whether another request, another state or another time would help.
@@ -26,6 +29,7 @@ type Error struct {
 	Message string
 	Hint    string        // what to do; may be empty
 	Retry   time.Duration // for Quota and Busy: when it may go better
+	Damaged bool          // see IsDamage
 	Err     error         // may be nil
 }
 
@@ -46,6 +50,27 @@ func KindOf(err error) Kind {
 		return e.Kind
 	}
 	return Internal
+}
+
+// damageHint is what to do about damage.
+const damageHint = "spore verify lists all that is damaged; restore it from a copy, or build the template again"
+
+// IsDamage tells whether an error is of stored bytes that are not those which were written. It is the host's then, whatever its kind.
+func IsDamage(err error) bool {
+	var e *Error
+	return is[*block.CorruptError](err) || is[*snapshot.CorruptError](err) || errors.As(err, &e) && e.Damaged
+}
+
+// HintFor is what to do about an error; empty if it does not say.
+func HintFor(err error) string {
+	var e *Error
+	switch {
+	case errors.As(err, &e) && e.Hint != "":
+		return e.Hint
+	case IsDamage(err):
+		return damageHint
+	}
+	return ""
 }
 
 func unknown(id string) error {

@@ -41,6 +41,7 @@ type Info struct {
 	Owner    string    // id of the key that made it; empty: no key was needed
 	State    State
 	Reason   string // why it is dead
+	Damaged  bool   `json:",omitempty"` // it died of damage in what is stored of it
 	Started  time.Time
 	End      time.Time     // when its time is up
 	Timeout  time.Duration // what it was made with
@@ -50,6 +51,8 @@ type Info struct {
 	Secure     bool // its agent wants Token
 	Metadata   map[string]string
 	Token      string `json:"-"` // access token of the agent; empty if it is not Secure
+	Private    bool   // its ports want Traffic, but for the agent's
+	Traffic    string `json:"-"` // access token of its ports; empty if it is not Private
 
 	CPUs         int
 	MemoryBytes  int64
@@ -71,6 +74,7 @@ type CreateSpec struct {
 	OnTimeout  Action        // empty: Kill
 	AutoResume bool
 	Insecure   bool // no token is needed to talk to its agent
+	Private    bool // one is needed to talk to its other ports
 	Metadata   map[string]string
 	Env        map[string]string // added to that of the template for all that runs in it
 
@@ -150,4 +154,7 @@ type Metric struct {
 	MemTotal, MemUsed   int64   // bytes, as are all below
 	MemCache            int64
 	DiskTotal, DiskUsed int64
+
+	// VMM is what the machine's monitor has measured, see [vmm.Measured]. Only the latest measurement has it, and not on all engines.
+	VMM map[string]float64
 }

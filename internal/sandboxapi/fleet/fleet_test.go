@@ -14,7 +14,7 @@ import (
 // TestLife takes a sandbox through all that it can be: running, paused, woken, captured, and gone.
 func TestLife(t *testing.T) {
 	d := newDaemon(t, nil)
-	i := d.create(fleet.CreateSpec{Owner: "me", Metadata: map[string]string{"a": "1"}, Env: map[string]string{"GREETING": "hello"}})
+	i := d.create(fleet.CreateSpec{Owner: "me", Private: true, Metadata: map[string]string{"a": "1"}, Env: map[string]string{"GREETING": "hello"}})
 	if i.State != fleet.Running || len(i.ID) != 32 || i.Name != sandboxtest.Name || i.Template != lab.Template || i.Token == "" || i.Wake <= 0 {
 		t.Errorf("made %+v", i)
 	}
@@ -44,7 +44,7 @@ func TestLife(t *testing.T) {
 	for n := range resumed {
 		wg.Go(func() {
 			got, did, err := d.Connect(t.Context(), i.ID, time.Hour)
-			if err != nil || got.ID != i.ID || got.State != fleet.Running || got.Token != i.Token {
+			if err != nil || got.ID != i.ID || got.State != fleet.Running || got.Token != i.Token || got.Traffic != i.Traffic || i.Traffic == "" {
 				t.Errorf("connected to %+v, %v", got, err)
 			}
 			resumed[n] = did
@@ -101,12 +101,13 @@ func TestLife(t *testing.T) {
 // TestForks forks a running sandbox: all go on from where it was, each as somebody else, and it goes on itself.
 func TestForks(t *testing.T) {
 	d := newDaemon(t, nil)
-	i := d.create(fleet.CreateSpec{Metadata: map[string]string{"kind": "parent"}})
+	i := d.create(fleet.CreateSpec{Private: true, Metadata: map[string]string{"kind": "parent"}})
 	d.sh(i.ID, "echo before > /run-file; sleep 1000 & echo $! > /pid")
-	forks, report, err := d.Fork(t.Context(), i.ID, 4, time.Minute, "me")
+	forks, report, err := d.Fork(t.Context(), i.ID, 4, time.Hour, "me") // longer than any host takes
 	if err != nil || len(forks) != 4 || report.Stopped <= 0 {
 		t.Fatal(forks, report, err)
 	}
+	tokens := map[string]bool{"": true, i.Token: true, i.Traffic: true}
 	who := map[string]bool{d.sh(i.ID, "cat /etc/machine-id; cat /proc/sys/kernel/random/uuid"): true}
 	for _, k := range forks {
 		if k.Err != nil {
@@ -115,6 +116,10 @@ func TestForks(t *testing.T) {
 		if k.Info.Parent != i.ID || k.Info.Owner != "me" || k.Info.Metadata["kind"] != "parent" || k.Info.Template != report.Snapshot {
 			t.Errorf("a fork is %+v", k.Info)
 		}
+		if tokens[k.Info.Traffic] || tokens[k.Info.Token] {
+			t.Errorf("a fork has no token of its own: %+v", k.Info)
+		}
+		tokens[k.Info.Token], tokens[k.Info.Traffic] = true, true
 		if got := d.sh(k.Info.ID, "cat /run-file; kill -0 $(cat /pid) && echo runs"); got != "before\nruns" {
 			t.Errorf("a fork says %q", got)
 		}

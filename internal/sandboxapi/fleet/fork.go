@@ -40,7 +40,7 @@ func (f *Fleet) Fork(ctx context.Context, id string, n int, timeout time.Duratio
 		return nil, ForkReport{}, err
 	}
 	defer func() { f.letGoAll(context.WithoutCancel(ctx), t) }()
-	spec := CreateSpec{Owner: owner, Timeout: timeout, OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Insecure: !i.Secure, Metadata: i.Metadata, Reach: Reach{Allow: texts(i.Reach.Allow), Deny: texts(i.Reach.Deny)}}
+	spec := CreateSpec{Owner: owner, Timeout: timeout, OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Insecure: !i.Secure, Private: i.Private, Metadata: i.Metadata, Reach: Reach{Allow: texts(i.Reach.Allow), Deny: texts(i.Reach.Deny)}}
 	forks := f.spawnAll(ctx, n, func(ctx context.Context) (Info, error) { return f.spawn(ctx, point, i.Name, id, spec) })
 	f.note(id, slog.LevelInfo, "forked", map[string]string{"forks": fmt.Sprint(n), "stopped": stopped.Round(time.Microsecond).String()})
 	return forks, ForkReport{Snapshot: point, Stopped: stopped}, nil

@@ -142,6 +142,9 @@ func (f *Fleet) mourn(e *entry, live *sandbox.Sandbox) {
 	if err := live.Err(); err != nil {
 		// Below the first line are the machine's last words. The reason is told to whoever asks for one of its ports; those are for its owner.
 		reason, _, _ = strings.Cut(err.Error(), "\n")
+		e.mu.Lock()
+		e.info.Damaged = IsDamage(err)
+		e.mu.Unlock()
 	}
 	if err := f.die(ctx, e, reason); err != nil {
 		f.o.Log.Error("a sandbox has died", "sandbox", e.id, "error", err)

@@ -42,9 +42,13 @@ func (f *Fleet) Metrics(ctx context.Context, id string, since, until time.Time) 
 		if err != nil && !errors.Is(err, guest.ErrClosed) {
 			return nil, fmt.Errorf("measuring sandbox %s: %w", id, err)
 		}
+		vmm, failed := live.Measure(ctx)
+		if failed != nil { // the guest's own numbers are worth telling without
+			f.o.Log.Debug("a machine's monitor tells nothing", "sandbox", id, "error", failed)
+		}
 		e.mu.Lock()
 		if err == nil && e.live == live {
-			e.measured(stats)
+			e.measured(stats, vmm)
 		}
 		e.mu.Unlock()
 	}
@@ -60,11 +64,11 @@ func (f *Fleet) Metrics(ctx context.Context, id string, since, until time.Time) 
 }
 
 // measured keeps a measurement. e.mu is held.
-func (e *entry) measured(s api.Stats) {
+func (e *entry) measured(s api.Stats, vmm map[string]float64) {
 	now := sample{time.Now(), s.CPUBusy, s.CPUTotal}
 	m := Metric{
 		Time: now.at.UTC(), CPUs: s.CPUs, MemTotal: s.MemTotal, MemUsed: s.MemTotal - s.MemAvailable, MemCache: s.MemCached,
-		DiskTotal: s.DiskTotal, DiskUsed: s.DiskTotal - s.DiskFree,
+		DiskTotal: s.DiskTotal, DiskUsed: s.DiskTotal - s.DiskFree, VMM: vmm,
 	}
 	if total := now.total - e.last.total; total > 0 {
 		m.CPUPercent = 100 * float64(max(0, now.busy-e.last.busy)) / float64(total) * float64(max(1, s.CPUs))
@@ -72,6 +76,9 @@ func (e *entry) measured(s api.Stats) {
 	e.last = now
 	if len(e.series) >= maxSeries {
 		e.series = append(e.series[:0], e.series[1:]...)
+	}
+	if n := len(e.series); n > 0 {
+		e.series[n-1].VMM = nil // they are many
 	}
 	e.series = append(e.series, m)
 }

@@ -25,9 +25,7 @@ func (f *Fleet) recover(ctx context.Context) error {
 		}
 		if i := e.get(); i.State == Paused {
 			f.count(i, +1)
-			if e.info.Secure {
-				e.info.Token = f.token(e.id)
-			}
+			f.giveTokens(e)
 		}
 	}
 	return nil

@@ -189,6 +189,9 @@ type Error struct {
 	// Code The HTTP status
 	Code int32 `json:"code"`
 
+	// Damaged What is stored is not what was written
+	Damaged bool `json:"damaged,omitempty,omitzero"`
+
 	// Hint What to do about it; it is also at the end of the message
 	Hint    string `json:"hint,omitempty,omitzero"`
 	Message string `json:"message"`
@@ -314,7 +317,7 @@ type NetworkConfig struct {
 	// AllowOut IPv4 addresses and networks that it may reach; wins over denyOut
 	AllowOut []string `json:"allowOut,omitempty,omitzero"`
 
-	// AllowPublicTraffic Whether ports can be reached without a token: they always can
+	// AllowPublicTraffic Whether ports can be reached without trafficAccessToken; that of the agent wants its own token in any case. It is so for good, and its forks' too
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
 	// DenyOut IPv4 addresses and networks that it may not reach
@@ -411,6 +414,9 @@ type Sandbox struct {
 	EnvdVersion string    `json:"envdVersion"`
 	SandboxID   SandboxID `json:"sandboxID"`
 	TemplateID  string    `json:"templateID"`
+
+	// TrafficAccessToken What its ports want in E2b-Traffic-Access-Token; absent if nothing
+	TrafficAccessToken string `json:"trafficAccessToken,omitempty,omitzero"`
 }
 
 // SandboxDetail defines model for SandboxDetail.
@@ -461,6 +467,9 @@ type SandboxMetric struct {
 	MemUsed       int64     `json:"memUsed"`
 	Timestamp     time.Time `json:"timestamp"`
 	TimestampUnix int64     `json:"timestampUnix"`
+
+	// VMM What the VMM has measured of the machine, by names of its own, but for zeros; in the latest measurement only, and not on all engines
+	VMM map[string]float64 `json:"vmm,omitempty,omitzero"`
 }
 
 // SandboxOrigin What spore knows beyond what SDKs ask for

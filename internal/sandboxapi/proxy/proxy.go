@@ -139,6 +139,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer.Failure(w, r, err, http.StatusBadGateway)
 		return
 	}
+	if !admitted(r, info) {
+		answer.Error(w, http.StatusForbidden, "the ports of this sandbox want its token", "send the trafficAccessToken that it was made with as "+HeaderTraffic)
+		return
+	}
 	p.forward(w, r, t, p.ports, &url.URL{Scheme: "http", Host: net.JoinHostPort(t.Sandbox, strconv.Itoa(t.Port))})
 }
 
@@ -151,6 +155,11 @@ func alive(info fleet.Info) error {
 		return &fleet.Error{Kind: fleet.Conflict, Message: fmt.Sprintf("sandbox %s is paused", info.ID), Hint: "wake it by POST /sandboxes/ID/connect, or make it with autoResume"}
 	}
 	return nil
+}
+
+// admitted tells whether a request may reach the ports of a sandbox other than the agent's.
+func admitted(r *http.Request, info fleet.Info) bool {
+	return !info.Private || info.Traffic != "" && equal(r.Header.Get(HeaderTraffic), info.Traffic)
 }
 
 // forward passes a request on over the transport.

@@ -2,25 +2,45 @@ package bucket_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sporevm/spore/internal/store/bucket"
 )
+
+// nobody is the address of a port that is taken, so that no other process gets it meanwhile, and at which nobody listens.
+func nobody(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("http://127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
+}
 
 // TestHints has services fail in the ways that users can do something about.
 func TestHints(t *testing.T) {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
 	defer refusing.Close()
-	gone := httptest.NewServer(http.NotFoundHandler())
-	gone.Close()
+	gone := nobody(t)
 	for _, c := range []struct{ name, location, region, words string }{
 		{"no region", "s3://spores/x?endpoint=" + refusing.URL, "", "AWS_REGION"},
 		{"not allowed", "s3://spores/x?use_path_style=true&endpoint=" + refusing.URL, "eu-central-1", "permissions"},
-		{"nobody there", "s3://spores/x?use_path_style=true&endpoint=" + gone.URL, "eu-central-1", "is the service up"},
+		{"nobody there", "s3://spores/x?use_path_style=true&endpoint=" + gone, "eu-central-1", "is the service up"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("AWS_REGION", c.region)

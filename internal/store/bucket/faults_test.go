@@ -32,7 +32,7 @@ func proxy(t *testing.T, fault func(w http.ResponseWriter, r *http.Request) bool
 	forward := &httputil.ReverseProxy{
 		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host },
 		ModifyResponse: alter,
-		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) {},
+		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // no answer, rather than an empty one that says all is well
 	}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fault == nil || !fault(w, r) {

@@ -37,7 +37,16 @@ const (
 )
 
 // errSeekable is what is wrong with an object that is not in the format.
-var errSeekable = errors.New("not in the zstd seekable format")
+var errSeekable error = formatError{}
+
+// formatError says that stored bytes are not in the format that they were put in.
+type formatError struct{}
+
+func (formatError) Error() string { return "not in the zstd seekable format" }
+
+// Damaged tells those who read that it is no use to ask again, and that the store
+// itself can be reached.
+func (formatError) Damaged() bool { return true }
 
 // writeSeekable compresses size bytes of src to w.
 func writeSeekable(ctx context.Context, w io.Writer, src io.ReaderAt, size int64) error {

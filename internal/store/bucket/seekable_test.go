@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"strconv"
@@ -93,4 +94,37 @@ func FuzzSeekable(f *testing.F) {
 			t.Fatalf("%d of %d bytes without an error", n, len(p))
 		}
 	})
+}
+
+// Bytes that do not expand any more are told from a store that can't be reached.
+func TestSeekableIsDamaged(t *testing.T) {
+	var stored bytes.Buffer
+	plain := make([]byte, inputSize)
+	for i := range plain {
+		plain[i] = byte(i * i >> 7)
+	}
+	if err := writeSeekable(t.Context(), &stored, bytes.NewReader(plain), int64(len(plain))); err != nil {
+		t.Fatal(err)
+	}
+	size := strconv.Itoa(len(plain))
+	damaged := func(what string, err error) {
+		t.Helper()
+		var said interface{ Damaged() bool }
+		if !errors.As(err, &said) || !said.Damaged() {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	table := bytes.Clone(stored.Bytes())
+	table[len(table)-1] ^= 1
+	_, err := openSeekable(t.Context(), kept(t, table), int64(len(table)), size)
+	damaged("a table", err)
+
+	clear(stored.Bytes()[:stored.Len()/2])
+	s, err := openSeekable(t.Context(), kept(t, stored.Bytes()), int64(stored.Len()), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, err = s.ReadAt(make([]byte, 1), 0)
+	damaged("a frame", err)
 }

@@ -20,8 +20,11 @@ const (
 	long  = 10 * time.Minute
 )
 
-// maxAnswer bounds what is read of an answer: a compromised VMM must not make us allocate at will.
-const maxAnswer = 1 << 20
+// maxAnswer and maxHeader bound what is read of an answer, in bytes: a compromised VMM must not make us allocate at will.
+const (
+	maxAnswer = 1 << 20
+	maxHeader = 64 << 10
+)
 
 // maxFault is how much of a refusal is told.
 const maxFault = 4 << 10
@@ -30,11 +33,15 @@ const maxFault = 4 << 10
 type client struct{ http *http.Client }
 
 func newClient(dial func(context.Context) (net.Conn, error)) *client {
-	return &client{&http.Client{Transport: &http.Transport{
-		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-		MaxConnsPerHost:    1,
-		DisableCompression: true,
-	}}}
+	return &client{&http.Client{
+		Transport: &http.Transport{
+			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+			MaxConnsPerHost:        1,
+			MaxResponseHeaderBytes: maxHeader,
+			DisableCompression:     true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // it has nowhere to send us
+	}}
 }
 
 func (c *client) close() { c.http.CloseIdleConnections() }
@@ -79,6 +86,9 @@ func (c *client) call(ctx context.Context, limit time.Duration, method, path str
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil && timed.Err() != nil {
+		return fmt.Errorf("%s %s: %w", method, path, context.Cause(timed))
+	}
 	if err != nil {
 		return fmt.Errorf("reading the answer to %s %s: %w: %w", method, path, vmm.ErrDead, err)
 	}

@@ -159,9 +159,40 @@ func (h *home) handedOver(files []*os.File, memory *os.File) {
 	}
 }
 
-// dial connects to a socket in the folder, by a path that is short however deep the folder is.
-func (h *home) dial(ctx context.Context, name string) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", fdPath(int(h.dir.Fd()))+"/"+name)
+// dial connects to a socket of process pid in the folder, by a path that is short however deep the folder is. The folder is the VMM's, and one that a guest has taken over
+// may have put something else there: a link that leads to another sandbox's socket, or to one of the host's that we may speak to and it may not.
+func (h *home) dial(ctx context.Context, name string, pid int) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", fdPath(int(h.dir.Fd()))+"/"+name)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := peerOf(conn)
+	if err == nil && int(peer.Pid) != pid {
+		err = fmt.Errorf("the socket %s is not the VMM's, but of process %d", name, peer.Pid)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// peerOf returns who listens at the other end of a connection.
+func peerOf(conn net.Conn) (peer *unix.Ucred, err error) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { peer, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, inner); err != nil {
+		return nil, fmt.Errorf("asking whose socket it is: %w", err)
+	}
+	return peer, nil
 }
 
 // close removes the folder.

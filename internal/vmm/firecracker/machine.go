@@ -31,8 +31,7 @@ type Machine struct {
 	version version
 	memory  guestMemory
 	split   bool // memory is in several pieces
-	vmmLog  *cage.Console
-	metrics metrics
+	metrics *metrics
 	readers sync.WaitGroup // of the pipes
 	phases  vmm.Phases
 	once    sync.Once
@@ -41,7 +40,7 @@ type Machine struct {
 // start spawns Firecracker and returns when the guest's CPUs run.
 func (e *Engine) start(ctx context.Context, f facts, c vmm.Config) (_ *Machine, err error) {
 	begin := time.Now()
-	m := &Machine{version: f.version, split: splits(c), vmmLog: new(cage.Console), release: func() error { return nil }}
+	m := &Machine{version: f.version, split: splits(c), metrics: newMetrics(), release: func() error { return nil }}
 	if err := m.spawn(ctx, e, f, c); err != nil {
 		return nil, err
 	}
@@ -75,7 +74,7 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 	}
 	who := unprivileged()
 	if c.Uffd != "" {
-		err = mayBeServed(who, userfaultDevice, userfaultSysctl)
+		err = hostUserfaults.allow(who)
 	}
 	if err != nil {
 		if c.Disk != nil {
@@ -106,13 +105,11 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 
 // spawned sets up what belongs to a live process.
 func (m *Machine) spawned() {
-	m.api = newClient(func(ctx context.Context) (net.Conn, error) { return m.home.dial(ctx, apiSocket) })
-	m.metrics.lines = make(chan []byte, 1)
+	m.api = newClient(func(ctx context.Context) (net.Conn, error) { return m.home.dial(ctx, apiSocket, m.PID()) })
 	m.readers.Go(func() {
 		for lines := bufio.NewReader(m.home.log); ; {
 			line, err := lines.ReadSlice('\n') // a line that is too long comes in pieces
 			if len(line) > 0 {
-				m.vmmLog.Write(line)
 				m.Print(line)
 			}
 			if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
@@ -165,7 +162,7 @@ func (m *Machine) waitForAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, quick, fmt.Errorf("firecracker did not open its API in %v", quick))
 	defer cancel()
 	for {
-		conn, err := m.home.dial(ctx, apiSocket)
+		conn, err := m.home.dial(ctx, apiSocket, m.PID())
 		if err == nil {
 			conn.Close()
 			break
@@ -213,7 +210,7 @@ func (m *Machine) DialPort(ctx context.Context, port uint32) (net.Conn, error) {
 
 // dialOnce asks Firecracker for a connection; it closes the stream where nobody listens.
 func (m *Machine) dialOnce(ctx context.Context, port uint32) (_ net.Conn, err error) {
-	conn, err := m.home.dial(ctx, vsockSocket)
+	conn, err := m.home.dial(ctx, vsockSocket, m.PID())
 	if err != nil {
 		return nil, err
 	}
@@ -264,21 +261,6 @@ func (m *Machine) ReadMemory(p []byte, off int64) error { return m.memory.Read(p
 
 // Phases implements [vmm.Machine].
 func (m *Machine) Phases() vmm.Phases { return m.phases }
-
-// VMMLog is the end of Firecracker's own log, warnings and errors, without the guest's console.
-func (m *Machine) VMMLog() string { return m.vmmLog.String() }
-
-// SetBalloon asks the guest to give back mib MiB of memory, or to take back what it gave beyond that.
-func (m *Machine) SetBalloon(ctx context.Context, mib int64) error {
-	return m.Explain(m.api.patch(ctx, "/balloon", balloonUpdate{mib}))
-}
-
-// Balloon tells what the guest has been asked for.
-func (m *Machine) Balloon(ctx context.Context) (Balloon, error) {
-	var b Balloon
-	err := m.api.call(ctx, quick, "GET", "/balloon", nil, &b)
-	return b, m.Explain(err)
-}
 
 // Close implements [vmm.Machine].
 func (m *Machine) Close() error {

@@ -41,10 +41,6 @@ type Balloon struct {
 	DeflateOnOOM bool  `json:"deflate_on_oom"`
 }
 
-type balloonUpdate struct {
-	MiB int64 `json:"amount_mib"`
-}
-
 type action struct {
 	Type string `json:"action_type"`
 }

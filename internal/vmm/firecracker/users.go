@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,13 +94,25 @@ func (j Jail) takeID(id uint32) (*tenant, error) {
 
 // Sweep ends machines, and removes control groups, of users whom nobody has taken any more: the rest has gone with the machines' owners. Whoever starts machines begins
 // with it.
-func (j Jail) Sweep() (err error) {
+func (j Jail) Sweep() error {
 	locks, err := os.ReadDir(j.users())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("looking for jails that were left: %w", err)
 	}
+	for some := range slices.Chunk(locks, sweepBatch) {
+		if err := j.sweep(some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepBatch is how many users are looked at together: each takes a descriptor.
+const sweepBatch = 256
+
+func (j Jail) sweep(locks []os.DirEntry) error {
 	free := map[uint32]bool{}
 	for _, l := range locks {
 		id, err := strconv.ParseUint(l.Name(), 10, 32)

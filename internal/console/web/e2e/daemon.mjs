@@ -1,6 +1,6 @@
 // The console before a real daemon, which test/console starts: one sandbox is taken through its whole life, in real machines.
 
-import { accessible, base, equal, go, narrow, picture, run, type, until } from "./harness.mjs";
+import { accessible, base, go, narrow, picture, run, type, until } from "./harness.mjs";
 
 const template = process.env.TEMPLATE;
 
@@ -62,7 +62,7 @@ await run([
       await open(page, made.id, "metrics");
       const memory = page.getByRole("slider", { name: "Memory" });
       await memory.waitFor();
-      equal(/used [\d.]+ MiB/.test(await memory.getAttribute("aria-valuetext")), true, "the reading");
+      await until("the reading", async () => /used [\d.]+ MiB/.test(await memory.getAttribute("aria-valuetext")));
       await narrow(page);
       await accessible(page);
       await picture(page, "daemon-metrics");
@@ -129,7 +129,7 @@ await run([
       const memory = page.getByRole("slider", { name: /^Memory/ });
       await memory.focus();
       await page.keyboard.press("End");
-      equal(/ at [\d.]+ MiB: /.test(await memory.getAttribute("aria-valuetext")), true, "the last cell");
+      await until("the last cell", async () => / at [\d.]+ MiB: /.test(await memory.getAttribute("aria-valuetext")));
       await page.getByText("(its own)").first().waitFor();
       await picture(page, "daemon-snapshot");
       await accessible(page);

@@ -107,7 +107,7 @@ await run([
       await page.keyboard.press("Enter");
       await page.getByRole("status").getByText(`Sandbox ${id} is paused`).waitFor();
       await row.getByText("paused").waitFor();
-      equal(await focused(), `Wake sandbox ${id}`, "the focus after a pause");
+      await until("the focus after a pause", async () => (await focused()) === `Wake sandbox ${id}`);
       await row.getByRole("button", { name: `Wake sandbox ${id}` }).click();
       await row.getByText("running").waitFor();
       await row.getByRole("button", { name: `Timeout sandbox ${id}` }).click();

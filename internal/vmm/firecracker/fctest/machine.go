@@ -47,6 +47,7 @@ type machine struct {
 	taps    map[string]string
 	vsock   string
 	balloon json.RawMessage
+	actions int // requests for some since metrics were written last
 	log     *os.File
 	metrics *os.File
 
@@ -302,7 +303,8 @@ func (m *machine) flushMetrics() error {
 		return nil
 	}
 	var line bytes.Buffer
-	json.NewEncoder(&line).Encode(map[string]any{"utc_timestamp_ms": time.Now().UnixMilli(), "vmm": map[string]int{"panic_count": 0}})
+	json.NewEncoder(&line).Encode(map[string]any{"utc_timestamp_ms": time.Now().UnixMilli(), "vmm": map[string]int{"panic_count": 0}, "put_api_requests": map[string]int{"actions_count": m.actions}})
+	m.actions = 0
 	_, err := m.metrics.Write(line.Bytes())
 	return err
 }

@@ -214,6 +214,7 @@ func or(a, b []byte) []byte {
 }
 
 func (s *server) action(body []byte) error {
+	s.machine.actions++
 	var a struct {
 		Type string `json:"action_type"`
 	}

@@ -18,7 +18,7 @@ import (
 
 func main() {
 	commands := map[string]func([]string) error{
-		"tick": tick, "random": random, "orphan": orphan, "child": child, "zombies": zombies, "dial": dial, "abort-init": abortInit, "status": status, "eat": eat, "cat": cat,
+		"tick": tick, "random": random, "orphan": orphan, "child": child, "orphans": orphans, "dial": dial, "abort-init": abortInit, "status": status, "eat": eat, "cat": cat,
 	}
 	f := commands[os.Args[1]]
 	if f == nil {
@@ -76,15 +76,15 @@ func child([]string) error {
 	return nil
 }
 
-// zombies prints the dead processes that nobody has buried.
-func zombies([]string) error {
+// orphans prints the processes that orphan has started, alive or dead, as long as they are not buried.
+func orphans([]string) error {
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return err
 	}
 	for _, p := range paths {
 		text, err := os.ReadFile(p)
-		if err == nil && strings.Contains(string(text), ") Z ") {
+		if err == nil && strings.Contains(string(text), " (exe) ") { // as /proc/self/exe has them called
 			fmt.Print(string(text))
 		}
 	}
@@ -93,7 +93,7 @@ func zombies([]string) error {
 
 // dial prints what a TCP server says.
 func dial(args []string) error {
-	c, err := net.DialTimeout("tcp", args[0], 5*time.Second)
+	c, err := net.DialTimeout("tcp", args[0], time.Minute)
 	if err != nil {
 		return err
 	}
