@@ -220,7 +220,7 @@ func (a *app) squashCommand() *cobra.Command {
 removes it and its ancestors. The new snapshot's id is printed.`,
 		Example:           "  spore squash web --tag web && spore gc",
 		Args:              exactArgs("one snapshot"),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeFirst(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tag != "" {
 				if err := store.CheckName(tag); err != nil {

@@ -39,14 +39,9 @@ processes came and went, and which fields of the metadata differ. A is often B's
 Files are compared by content, permissions and owner; times alone are no difference. What lies at the same place on both disks is not read. Stretches of disk and
 memory count as changed when they were stored again. Where B's disk or memory is smaller than A's it can't be laid over A's: that is told, and files are compared all
 the same; --runs and --visualize, which show what is laid over what, take it for an error.`,
-		Args: exactArgs("a snapshot", "another one"),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 1 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return a.completeSnapshots(cmd, args, partial)
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return a.diff(cmd.Context(), args[0], args[1], f) },
+		Args:              exactArgs("a snapshot", "another one"),
+		ValidArgsFunction: a.completeFirst(2),
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.diff(cmd.Context(), args[0], args[1], f) },
 	}
 	flags := c.Flags()
 	flags.BoolVar(&f.memfile, "memfile", false, "only the memory")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,9 +41,16 @@ sandbox stands still for the moment in which it is captured, and goes on. A snap
 Prints the ids of the new sandboxes. If some can't be made, the others are there all the same, and the exit code is 1.`,
 		Example: `  spore fork py
   spore fork 3fa9 -n 25`,
-		Args:              exactArgs("one sandbox or snapshot"),
-		ValidArgsFunction: a.completeSandboxes,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.fork(cmd.Context(), args[0], f) },
+		Args: exactArgs("one sandbox or snapshot"),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			sandboxes, _ := a.completeSandboxes(cmd, args, partial)
+			snapshots, directive := a.completeSnapshots(cmd, args, partial)
+			return append(sandboxes, snapshots...), directive
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return a.fork(cmd.Context(), args[0], f) },
 	}
 	flags := c.Flags()
 	flags.SortFlags = false
@@ -75,8 +83,10 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	begin := time.Now()
 	c, id, err := a.onSandbox(ctx, ref)
 	var forks []openapi.ForkResult
-	if c != nil && is[*client.Error](err) {
-		forks, err = createAll(ctx, c, f.n, spec)
+	if noSandbox := err; c != nil && is[*client.Error](noSandbox) {
+		if forks, err = createAll(ctx, c, f.n, spec); answered(err, http.StatusNotFound) {
+			err = errors.Join(noSandbox, err) // it may have been meant as either
+		}
 	} else if err == nil {
 		if f.autoPause || f.autoResume || len(f.metadata) > 0 || len(f.env) > 0 {
 			return usageErrorf("forks of a sandbox are as it is: --auto-pause, --auto-resume, --metadata and --env are for forks of a snapshot")

@@ -50,7 +50,7 @@ With --start, --end or --range the runs of a part are listed; with --data what i
 is shown; for the rest see verify.`,
 		Example:           "  spore inspect web\n  spore inspect web --memfile --range 0x100000:64K --data",
 		Args:              exactArgs("one snapshot"),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeFirst(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.inspect(cmd.Context(), args[0], f) },
 	}
 	f.register(c.Flags())

@@ -114,6 +114,16 @@ func (a *app) listTable(shown []listed) error {
 	return table(a.Out, []string{"ID", "NAME", "KIND", "PARENT", "CREATED", "MEMORY", "DISK", "SIZE", "IMAGE"}, rows)
 }
 
+// completeFirst offers snapshots for the first n arguments, and nothing for those after them.
+func (a *app) completeFirst(n int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
+		if len(args) >= n {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.completeSnapshots(cmd, args, partial)
+	}
+}
+
 // completeSnapshots offers names and ids to the shell.
 func (a *app) completeSnapshots(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	repo, err := a.repo(cmd.Context())

@@ -18,7 +18,7 @@ func (a *app) pushCommand() *cobra.Command {
 The reference of what was pushed, by digest, is printed. Credentials are those of docker.`,
 		Example:           "  spore push web registry.example/machines/web:v1",
 		Args:              exactArgs("a snapshot", "a reference"),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeFirst(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.push(cmd.Context(), args[0], args[1]) },
 	}
 	a.trustFlags(c.Flags())

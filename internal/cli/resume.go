@@ -60,7 +60,7 @@ With one of the pause flags it is frozen again, as a child whose id is printed:
   spore resume py --iterations 10
   spore resume py --cmd-pause 'echo hello > /root/note' -t py-note`,
 		Args:              exactArgs("one snapshot"),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeFirst(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.resume(cmd.Context(), args[0], f) },
 	}
 	flags := c.Flags()

@@ -14,6 +14,26 @@ import (
 	"github.com/sporevm/spore/internal/sandboxapi/openapi"
 )
 
+// TestForkOfNothing says of an id that is not unique that it is not, although it might have been meant as a snapshot's.
+func TestForkOfNothing(t *testing.T) {
+	daemon := http.NewServeMux()
+	daemon.HandleFunc("GET /v2/sandboxes", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode([]openapi.ListedSandbox{{SandboxID: "aa11"}, {SandboxID: "aa22"}})
+	})
+	daemon.HandleFunc("POST /v2/sandboxes", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		_ = json.NewEncoder(w).Encode(openapi.Error{Code: http.StatusNotFound, Message: "no such template"})
+	})
+	server := httptest.NewServer(daemon)
+	defer server.Close()
+	var out, errs bytes.Buffer
+	getenv := func(name string) string { return map[string]string{"SPORE_URL": server.URL}[name] }
+	code := Main(t.Context(), []string{"fork", "aa"}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs, Getenv: getenv}, "v0")
+	if code != 3 || !strings.Contains(errs.String(), "begins the ids of 2 sandboxes") || !strings.Contains(errs.String(), "no such template") {
+		t.Errorf("exit code %d, %s", code, errs.String())
+	}
+}
+
 // TestSandboxesAsJSON reads what kill and its kin print, of sandboxes for which it went well and of one for which it did not.
 func TestSandboxesAsJSON(t *testing.T) {
 	daemon := http.NewServeMux()

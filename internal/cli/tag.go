@@ -8,16 +8,11 @@ import (
 
 func (a *app) tagCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "tag SNAPSHOT NAME",
-		Short: "Give a snapshot a name",
-		Long:  "Points a name to a snapshot. A name that pointed to another one is moved. The snapshot's id is printed.",
-		Args:  exactArgs("a snapshot", "a name"),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, partial string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return a.completeSnapshots(cmd, args, partial)
-		},
+		Use:               "tag SNAPSHOT NAME",
+		Short:             "Give a snapshot a name",
+		Long:              "Points a name to a snapshot. A name that pointed to another one is moved. The snapshot's id is printed.",
+		Args:              exactArgs("a snapshot", "a name"),
+		ValidArgsFunction: a.completeFirst(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := store.CheckName(args[1]); err != nil {
 				return usageErrorf("%v", err)
