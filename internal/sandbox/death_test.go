@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sporevm/spore/internal/guest"
 	"github.com/sporevm/spore/internal/vmm"
 )
 
@@ -194,4 +197,20 @@ func TestWrongIdentity(t *testing.T) {
 		}
 		snap.Close()
 	})
+}
+
+// TestMayBeDeath tells answers, which only the living give, from what a death looks like.
+func TestMayBeDeath(t *testing.T) {
+	missing := &guest.Error{Status: http.StatusNotFound}
+	if !errors.Is(missing, fs.ErrNotExist) {
+		t.Fatal("a file that is missing in the guest is none that is missing")
+	}
+	for err, want := range map[error]bool{
+		guest.ErrClosed: true, unix.ECONNRESET: true, fs.ErrNotExist: true, &fs.PathError{Op: "open", Path: "/proc/1/mem", Err: unix.EPERM}: true,
+		missing: false, errors.New("another"): false,
+	} {
+		if got := mayBeDeath(fmt.Errorf("doing something: %w", err)); got != want {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
 }

@@ -119,7 +119,7 @@ func (s *Sandbox) awaitMemory(death error) {
 func (l *lazyMemory) await() {
 	select {
 	case <-l.failed:
-	case <-time.After(deathDelay):
+	case <-time.After(reasonDelay):
 	}
 }
 

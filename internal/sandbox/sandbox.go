@@ -32,8 +32,12 @@ type Phases struct {
 	Total  time.Duration `json:"total"`
 }
 
-// deathDelay is how long after its last byte a dying VMM is given to be gone.
-const deathDelay = 2 * time.Second
+const (
+	// deathDelay is how long after its last byte a dying VMM is given to be gone. On a busy host that is not at once.
+	deathDelay = 10 * time.Second
+	// reasonDelay is how long after a death its reason is waited for, where somebody else may tell it.
+	reasonDelay = 2 * time.Second
+)
 
 // Sandbox is a running machine, its disk, its agent and its identity. Its methods are safe for concurrent use.
 type Sandbox struct {
@@ -329,9 +333,10 @@ func (s *Sandbox) explain(ctx context.Context, err error) error {
 		return nil
 	}
 	if mayBeDeath(err) {
-		// The end of the stream or of the memory is mostly the first sign of a death; the process's own end tells why.
+		// The end of the stream or of the memory is mostly the first sign of a death; the process's own end tells why. Who has given up asks no more.
 		select {
 		case <-s.machine.Done():
+		case <-ctx.Done():
 		case <-time.After(deathDelay):
 		}
 	}
@@ -346,6 +351,10 @@ func (s *Sandbox) explain(ctx context.Context, err error) error {
 
 // mayBeDeath reports whether an error looks like those of a VMM that is gone.
 func mayBeDeath(err error) bool {
+	var answer *guest.Error
+	if errors.As(err, &answer) {
+		return false // only the living answer
+	}
 	var file *fs.PathError
 	return errors.Is(err, guest.ErrClosed) || errors.Is(err, unix.ESRCH) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, fs.ErrNotExist) ||

@@ -32,7 +32,7 @@ func (m *served) await() {
 	m.waited.Do(func() {
 		select {
 		case <-m.failed:
-		case <-time.After(deathDelay):
+		case <-time.After(reasonDelay):
 		}
 	})
 }

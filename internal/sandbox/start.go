@@ -37,8 +37,8 @@ type ReadyError struct {
 	Command  string
 	Attempts int
 	Elapsed  time.Duration
-	Status   guest.ExitStatus // of the last attempt
-	Output   string           // of the last attempt
+	Status   guest.ExitStatus // of the last attempt that had time to end
+	Output   string           // of the same
 }
 
 func (e *ReadyError) Error() string {
@@ -103,14 +103,19 @@ func (s *Sandbox) waitReady(ctx context.Context, limit time.Duration) error {
 		output := new(tail)
 		cmd := s.Command(shell(s.meta.ReadyCommand))
 		cmd.Stdout, cmd.Stderr = output, output
-		timed, cancel := context.WithTimeout(ctx, limit-time.Since(begin))
+		left := limit - time.Since(begin)
+		timed, cancel := context.WithTimeout(ctx, left)
 		status, err := s.Run(timed, cmd)
 		late := timed.Err() != nil
 		cancel()
 		failed.Attempts++
-		failed.Elapsed, failed.Status, failed.Output = time.Since(begin), status, output.String()
-		if late && status.Text == "" {
-			failed.Status.Text = "still running"
+		failed.Elapsed = time.Since(begin)
+		// One that was cut short when it had hardly begun tells less than the one before.
+		if cut := late && status.Text == ""; !cut || failed.Attempts == 1 || left > readyInterval {
+			failed.Status, failed.Output = status, output.String()
+			if cut {
+				failed.Status.Text = "still running"
+			}
 		}
 		switch {
 		case ctx.Err() != nil:

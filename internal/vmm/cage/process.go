@@ -78,6 +78,9 @@ func (p *Process) lastWords() string {
 	return "\nits last output:\n" + log
 }
 
+// deathDelay is how long a process whose end shows is given to be gone. On a busy host that is not at once.
+const deathDelay = 10 * time.Second
+
 // Explain adds the reason of a death to an error that is likely its consequence.
 func (p *Process) Explain(err error) error {
 	if !errors.Is(err, vmm.ErrDead) {
@@ -89,7 +92,7 @@ func (p *Process) Explain(err error) error {
 			return p.err
 		}
 		return err
-	case <-time.After(time.Second):
+	case <-time.After(deathDelay):
 		return err
 	}
 }
