@@ -2,20 +2,19 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"syscall"
-	"time"
+	"slices"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"github.com/sporevm/spore/internal/expose"
 )
 
 // mountFlags are how a disk is mounted.
@@ -24,12 +23,14 @@ type mountFlags struct {
 	empty            bool
 	size             string
 	blockSize        int
+	via              string
 }
 
 func (f *mountFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.verify, "verify", false, "have e2fsck look at the file system first")
 	flags.BoolVar(&f.empty, "empty", false, "mount a new, empty file system, which is thrown away")
 	flags.StringVar(&f.size, "size", "1GB", "size of the empty file system")
+	flags.StringVar(&f.via, "via", string(expose.ViaAuto), "how the disk becomes a device: nbd (the kernel's own client for it), fuse (and a loop device), or auto (nbd where the kernel has it)")
 	flags.IntVar(&f.blockSize, "block-size", 4096, "block size of the empty file system, in bytes: 1024, 2048 or 4096")
 }
 
@@ -37,6 +38,9 @@ func (f *mountFlags) register(flags *pflag.FlagSet) {
 func (f *mountFlags) check(flags *pflag.FlagSet) error {
 	if !f.empty && (flags.Changed("size") || flags.Changed("block-size")) {
 		return usageErrorf("--size and --block-size are for --empty: a snapshot's disk has its own")
+	}
+	if !slices.Contains([]expose.Via{expose.ViaAuto, expose.ViaNBD, expose.ViaFUSE}, expose.Via(f.via)) {
+		return usageErrorf("--via %s: choose auto, nbd or fuse", f.via)
 	}
 	return nil
 }
@@ -49,7 +53,8 @@ func (a *app) mountCommand() *cobra.Command {
 		Long: `Mounts a snapshot's root file system on a folder until spore is interrupted (Ctrl-C, or any signal that ends it). What is read is verified on the way, and comes from
 wherever the store is, as it is needed. The mount is read-only; with --writable it can be written to, and what was written is thrown away in the end.
 
-It works by FUSE and a loop device and takes root. Should spore be killed, the process that serves the disk unmounts it; nothing is left behind.`,
+It takes root, and works by the kernel's own NBD client where that is loaded (sudo modprobe nbd), or else by FUSE and a loop device. Should spore be killed, the process
+that serves the disk unmounts it; should that be killed, spore does. Nothing is left behind.`,
 		Example: "  spore mount web /mnt\n  spore mount --empty --size 2GB /mnt",
 		Args: func(_ *cobra.Command, args []string) error {
 			if want := map[bool]int{true: 1, false: 2}[f.empty]; len(args) != want {
@@ -124,11 +129,15 @@ type mountRequest struct {
 	Verify    bool   `json:"verify"`
 	Size      int64  `json:"size"`       // of an empty disk
 	BlockSize int    `json:"block_size"` // of an empty disk
+
+	Via  expose.Via `json:"via"`
+	Mark string     `json:"mark"` // by which the device is found, should the process be killed
 }
 
 // mountReply is what it says once the disk is mounted.
 type mountReply struct {
-	Device string `json:"device"`
+	Device string     `json:"device"`
+	Via    expose.Via `json:"via"`
 }
 
 // mounted is the result as --json shows it.
@@ -136,6 +145,7 @@ type mounted struct {
 	Snapshot string `json:"snapshot,omitempty"`
 	Dir      string `json:"dir"`
 	Device   string `json:"device"`
+	Via      string `json:"via"` // nbd or fuse
 }
 
 // endingSignals end a mount as an interrupt does. Of itself this program would leave some of them out, and tell its registers at others.
@@ -150,6 +160,13 @@ func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := a.mountAndWait(ctx, request); err != nil {
+		return errors.Join(err, expose.ReleaseNBD(request.Mark)) // for the process may have been killed
+	}
+	return nil
+}
+
+func (a *app) mountAndWait(ctx context.Context, request mountRequest) error {
 	server, err := a.startServer(request)
 	if err != nil {
 		return err
@@ -159,11 +176,11 @@ func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
 	if !stop() || err != nil {
 		return errors.Join(err, server.end(context.Background()))
 	}
-	result := mounted{Snapshot: request.Snapshot, Dir: request.Dir, Device: reply.Device}
+	result := mounted{Snapshot: request.Snapshot, Dir: request.Dir, Device: reply.Device, Via: string(reply.Via)}
 	if a.json {
 		err = a.printJSON(result)
 	} else if err = a.println(result.Dir); err == nil {
-		a.say("mounted; interrupt spore to unmount")
+		a.say("mounted by %s, from %s; interrupt spore to unmount", reply.Via, reply.Device)
 	}
 	if err != nil {
 		return errors.Join(err, server.end(context.Background()))
@@ -172,16 +189,17 @@ func (a *app) mount(ctx context.Context, ref, dir string, f mountFlags) error {
 	case <-ctx.Done(): // the way to end it
 		return server.end(context.Background())
 	case err := <-server.ended:
-		// Killed, or told to end. Without it the mount is dead.
+		// Killed, or told to end. Without it the mount is dead; but what was asked of it before would be waited for.
+		released := expose.ReleaseNBD(request.Mark)
 		if unix.Unmount(request.Dir, unix.MNT_DETACH) == nil || err != nil {
-			return fmt.Errorf("the process that served the disk has ended: %w", errors.Join(err, errors.New("unmounted")))
+			return fmt.Errorf("the process that served the disk has ended: %w", errors.Join(err, errors.New("unmounted"), released))
 		}
-		return nil
+		return released
 	}
 }
 
 func (a *app) mountRequest(ctx context.Context, ref, dir string, f mountFlags) (mountRequest, error) {
-	r := mountRequest{Writable: f.writable || f.empty, Verify: f.verify}
+	r := mountRequest{Writable: f.writable || f.empty, Verify: f.verify, Via: expose.Via(f.via), Mark: "spore-" + uuid.NewString()}
 	if os.Geteuid() != 0 {
 		return r, errors.New("mounting takes root: run spore by sudo, with --store as before")
 	}
@@ -215,77 +233,4 @@ func (a *app) mountRequest(ctx context.Context, ref, dir string, f mountFlags) (
 	}
 	r.Snapshot = s.ID().String()
 	return r, s.Close()
-}
-
-// server is the process that serves a disk.
-type server struct {
-	stdin  io.WriteCloser
-	stdout *os.File
-	ended  chan error
-}
-
-// startServer starts this program once more, as the hidden command serve-mount.
-func (a *app) startServer(request mountRequest) (*server, error) {
-	p, err := a.paths()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command("/proc/self/exe", "serve-mount", "--store", p.Store)
-	cmd.Args[0] = os.Args[0]
-	for flag, on := range map[string]bool{"--verbose": a.verbose, "--require-signed": a.requireSigned} {
-		if on {
-			cmd.Args = append(cmd.Args, flag)
-		}
-	}
-	if a.trustedKeys != "" {
-		cmd.Args = append(cmd.Args, "--trusted-keys", a.trustedKeys)
-	}
-	cmd.Stderr = a.Err
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is for us to pass on
-	s := &server{ended: make(chan error, 1)}
-	var theirs *os.File
-	if s.stdout, theirs, err = os.Pipe(); err != nil {
-		return nil, fmt.Errorf("starting the process that serves the disk: %w", err)
-	}
-	defer theirs.Close()
-	cmd.Stdout = theirs
-	if s.stdin, err = cmd.StdinPipe(); err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		s.stdout.Close()
-		return nil, fmt.Errorf("starting the process that serves the disk: %w", err)
-	}
-	go func() { s.ended <- cmd.Wait() }()
-	if err := json.NewEncoder(s.stdin).Encode(request); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the process that serves the disk: %w", err), s.end(context.Background()))
-	}
-	return s, nil
-}
-
-// reply waits until the disk is mounted.
-func (s *server) reply() (mountReply, error) {
-	var r mountReply
-	defer s.stdout.Close()
-	if err := json.NewDecoder(s.stdout).Decode(&r); err != nil {
-		return r, errors.New("the disk could not be mounted") // it has said why
-	}
-	return r, nil
-}
-
-// unmountPatience is how long the users of a file system have to leave it.
-const unmountPatience = 5 * time.Second
-
-// end has the process unmount, and waits for its end.
-func (s *server) end(ctx context.Context) error {
-	s.stdin.Close()
-	select {
-	case err := <-s.ended:
-		if err != nil {
-			return fmt.Errorf("unmounting: %w", err)
-		}
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -82,10 +82,13 @@ func TestScripts(t *testing.T) {
 			"killserver": cmdKillServer,
 		},
 		Condition: func(name string) (bool, error) {
-			if name != "mounts" {
-				return false, fmt.Errorf("no condition %q", name)
+			switch name {
+			case "mounts":
+				return mountable(), nil
+			case "nbd": // the kernel's client
+				return hostFiles("/").has("/sys/module/nbd"), nil
 			}
-			return mountable(), nil
+			return false, fmt.Errorf("no condition %q", name)
 		},
 	})
 }

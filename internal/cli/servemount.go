@@ -45,7 +45,7 @@ func (a *app) serveMount(ctx context.Context) error {
 		return err
 	}
 	defer finish()
-	o := expose.MountOptions{Writable: r.Writable, Format: r.BlockSize, Verify: r.Verify}
+	o := expose.MountOptions{Writable: r.Writable, Format: r.BlockSize, Verify: r.Verify, Via: r.Via, Mark: r.Mark}
 	if a.verbose {
 		o.Trace = log.New(a.Err, "", log.LstdFlags|log.Lmicroseconds)
 	}
@@ -53,7 +53,7 @@ func (a *app) serveMount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := json.NewEncoder(a.Out).Encode(mountReply{Device: m.Device()}); err != nil {
+	if err := json.NewEncoder(a.Out).Encode(mountReply{Device: m.Device(), Via: m.Via()}); err != nil {
 		cancel() // nobody is there any more
 	}
 	<-ctx.Done()

@@ -3,6 +3,7 @@ package expose
 import (
 	"errors"
 	"fmt"
+	"log"
 	"os"
 	"time"
 
@@ -52,4 +53,42 @@ func attach(path string, fd int, writable bool) (*os.File, error) {
 	}
 	_ = os.WriteFile("/sys/block/"+path[len("/dev/"):]+"/queue/read_ahead_kb", []byte("2048"), 0) // else it reads little at a time
 	return device, nil
+}
+
+// loopDisk is a disk as a file of a FUSE file system, and that as a loop device.
+type loopDisk struct {
+	fuse   *FUSEServer
+	device *os.File
+}
+
+func attachFUSE(base Base, writable bool, trace *log.Logger) (*loopDisk, error) {
+	server, err := ServeFUSE([]FUSEFile{{Name: "disk", Base: base, Writable: writable}}, trace)
+	if err != nil {
+		return nil, err
+	}
+	fd, _ := server.FD("disk")
+	device, err := AttachLoop(fd, writable)
+	if err != nil {
+		server.Close()
+		return nil, err
+	}
+	return &loopDisk{fuse: server, device: device}, nil
+}
+
+func (d *loopDisk) via() Via { return ViaFUSE }
+
+func (d *loopDisk) name() string { return d.device.Name() }
+
+// keep leaves the device to its users, and the file to the device.
+func (d *loopDisk) keep() error { return d.close() }
+
+func (d *loopDisk) done() <-chan struct{} { return d.fuse.Done() }
+
+// close takes the device from nobody who uses it: the end of this process does.
+func (d *loopDisk) close() error {
+	d.fuse.Close()
+	if err := d.device.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("closing %s: %w", d.device.Name(), err)
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"os"
 	"os/exec"
@@ -13,20 +12,39 @@ import (
 	"time"
 )
 
+// Via is how a disk becomes a device of this host.
+type Via string
+
+// The ways. NBD is there if the kernel's own client for it is; ViaAuto takes NBD where it is, or else FUSE.
+const (
+	ViaAuto Via = "auto"
+	ViaNBD  Via = "nbd"
+	ViaFUSE Via = "fuse" // and a loop device
+)
+
 // MountOptions are how a disk is mounted.
 type MountOptions struct {
 	Writable bool // the Base is a Disk
 	Format   int  // make a new file system of blocks of so many bytes first; 0: there is one
 	Verify   bool // have e2fsck look at it first
+	Via      Via
+	Mark     string // what nobody else calls a disk: ReleaseNBD finds the device by it, should this process be killed. For all ways but FUSE.
 	Trace    *log.Logger
 }
 
-// Mount is an ext4 file system on a disk that is mounted on this host, by FUSE and a loop device. Serve it in a process that does nothing else, see
-// FUSEServer.
+// Mount is an ext4 file system on a disk that is mounted on this host. Serve it in a process that does nothing else, see FUSEServer.
 type Mount struct {
 	dir    string
-	device string
-	fuse   *FUSEServer
+	device device
+}
+
+// device is a disk that is a device of this host.
+type device interface {
+	via() Via
+	name() string
+	keep() error           // has it stay for as long as it is mounted, and no longer
+	done() <-chan struct{} // closed when nothing uses the disk any more
+	close() error          // lets go of it, whoever uses it
 }
 
 // MountDisk mounts the file system on a disk, which must stay open until Close. It takes root.
@@ -34,33 +52,42 @@ type Mount struct {
 // All that reads or writes the file system is done by programs of their own: a process that died in the middle of such a system call could not end before
 // the call did, which waits for the process's own answer, and the kernel would wait with it for ever.
 func MountDisk(ctx context.Context, base Base, dir string, o MountOptions) (*Mount, error) {
-	server, err := ServeFUSE([]FUSEFile{{Name: "disk", Base: base, Writable: o.Writable}}, o.Trace)
+	device, err := attachDisk(base, o)
 	if err != nil {
 		return nil, err
 	}
-	m := &Mount{dir: dir, fuse: server}
+	m := &Mount{dir: dir, device: device}
 	if err := m.mount(ctx, o); err != nil {
-		server.Close()
-		return nil, err
+		return nil, errors.Join(err, device.close())
 	}
 	return m, nil
 }
 
-func (m *Mount) mount(ctx context.Context, o MountOptions) error {
-	fd, _ := m.fuse.FD("disk")
-	device, err := AttachLoop(fd, o.Writable)
-	if err != nil {
-		return err
+func attachDisk(base Base, o MountOptions) (device, error) {
+	if o.Via != ViaFUSE {
+		d, err := attachKernel(base, o.Writable, o.Mark, o.Trace)
+		if err == nil {
+			return d, nil
+		}
+		if o.Via == ViaNBD {
+			return nil, err
+		}
+		if o.Trace != nil {
+			o.Trace.Printf("going on by FUSE: %v", err)
+		}
 	}
-	defer device.Close() // from the mount on that keeps it; or else it is gone
-	m.device = device.Name()
+	return attachFUSE(base, o.Writable, o.Trace)
+}
+
+func (m *Mount) mount(ctx context.Context, o MountOptions) error {
+	device := m.Device()
 	if o.Format > 0 {
-		if err := tool(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(o.Format), m.device); err != nil {
+		if err := tool(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(o.Format), device); err != nil {
 			return fmt.Errorf("making a file system: %w", err)
 		}
 	}
 	if o.Verify {
-		if err := tool(ctx, "e2fsck", "-fn", m.device); err != nil {
+		if err := tool(ctx, "e2fsck", "-fn", device); err != nil {
 			return fmt.Errorf("checking the file system: %w", err)
 		}
 	}
@@ -69,8 +96,11 @@ func (m *Mount) mount(ctx context.Context, o MountOptions) error {
 		flags += ",ro"
 	}
 	// Not to be interrupted: then nobody would know whether it is mounted.
-	if err := tool(context.WithoutCancel(ctx), "mount", "-t", "ext4", "-o", flags, "--", m.device, m.dir); err != nil {
+	if err := tool(context.WithoutCancel(ctx), "mount", "-t", "ext4", "-o", flags, "--", device, m.dir); err != nil {
 		return fmt.Errorf("mounting on %s: %w", m.dir, err)
+	}
+	if err := m.device.keep(); err != nil {
+		return errors.Join(fmt.Errorf("mounting on %s: %w", m.dir, err), tool(context.WithoutCancel(ctx), "umount", "--", m.dir))
 	}
 	return nil
 }
@@ -94,8 +124,11 @@ func tool(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// Device is the loop device that is mounted.
-func (m *Mount) Device() string { return m.device }
+// Device is what is mounted.
+func (m *Mount) Device() string { return m.device.name() }
+
+// Via is how the disk became a device: ViaNBD or ViaFUSE.
+func (m *Mount) Via() Via { return m.device.via() }
 
 // ErrBusy says that a file system is still in use by others.
 var ErrBusy = errors.New("it is still in use")
@@ -103,7 +136,10 @@ var ErrBusy = errors.New("it is still in use")
 // Close unmounts. While others use the file system it waits for them, at most patience; then it takes the mount out of their sight and returns an error
 // that wraps ErrBusy. The disk is served on until Close returns, and no longer.
 func (m *Mount) Close(patience time.Duration) error {
-	defer m.fuse.Close()
+	return errors.Join(m.unmount(patience), m.device.close())
+}
+
+func (m *Mount) unmount(patience time.Duration) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		err := tool(context.Background(), "umount", "--", m.dir)
 		switch {
@@ -122,30 +158,10 @@ const settling = 10 * time.Second
 
 // wait returns when nothing uses the disk any more.
 func (m *Mount) wait() error {
-	m.fuse.Close()
 	select {
-	case <-m.fuse.Done():
+	case <-m.device.done():
 		return nil
 	case <-time.After(settling):
-		return fmt.Errorf("unmounted %s, but the device %s: %w", m.dir, m.device, ErrBusy)
+		return fmt.Errorf("unmounted %s, but the device %s: %w", m.dir, m.Device(), ErrBusy)
 	}
 }
-
-// Zeros is a Base of so many bytes that are all zero.
-type Zeros int64
-
-// Size implements Base.
-func (z Zeros) Size() int64 { return int64(z) }
-
-// ReadAt implements Base.
-func (z Zeros) ReadAt(p []byte, off int64) (int, error) {
-	n := int(min(int64(len(p)), max(int64(z)-off, 0)))
-	clear(p[:n])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// Extent implements Mapper.
-func (z Zeros) Extent(offset, limit int64) (int64, bool) { return min(limit, int64(z)-offset), true }

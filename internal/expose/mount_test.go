@@ -22,7 +22,7 @@ const stallingImage = "SPORE_TEST_STALLING_IMAGE"
 func mountAndStall(image, dir string) {
 	f, err := os.Open(image)
 	if err == nil {
-		_, err = expose.MountDisk(context.Background(), &stalling{file: f}, dir, expose.MountOptions{})
+		_, err = expose.MountDisk(context.Background(), &stalling{file: f}, dir, expose.MountOptions{Via: expose.ViaFUSE})
 	}
 	fmt.Println("mounted", err)
 }

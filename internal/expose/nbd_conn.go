@@ -22,6 +22,8 @@ type nbdConn struct {
 	in     *bufio.Reader
 	size   int64 // of the disk, as told to the client
 
+	settled bool // without a handshake
+
 	// What the handshake has settled.
 	fixed      bool // the client understands option replies
 	noZeroes   bool // the client does without padding
@@ -48,19 +50,21 @@ type nbdRequest struct {
 }
 
 func (c *nbdConn) serve(ctx context.Context) error {
-	wanted, err := c.handshake()
-	if err != nil {
-		return fmt.Errorf("in the handshake: %w", err)
-	}
-	if !wanted {
-		return nil
+	if !c.settled {
+		wanted, err := c.handshake()
+		if err != nil {
+			return fmt.Errorf("in the handshake: %w", err)
+		}
+		if !wanted {
+			return nil
+		}
 	}
 	c.work = make(chan *nbdRequest)
 	c.budget = semaphore.NewWeighted(nbdBudget)
 	c.spare.New = func() any { return new(nbdRequest) }
 	c.out.conn = c
 
-	err = c.readRequests(ctx)
+	err := c.readRequests(ctx)
 	// The client may have hung up without a word, or wait for the replies to its last requests; but not for ever.
 	_ = c.conn.SetWriteDeadline(time.Now().Add(c.server.drain))
 	close(c.work)

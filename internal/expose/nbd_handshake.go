@@ -147,14 +147,9 @@ func (c *nbdConn) exportName(name string) error {
 
 func (c *nbdConn) known(name string) bool { return name == "" || name == c.server.options.Name }
 
-// flags says what the export can do.
+// flags says what the export can do, in the terms of this connection.
 func (c *nbdConn) flags() uint16 {
-	flags := uint16(nbdHasFlags | nbdSendFlush | nbdCanMultiConn)
-	if c.server.options.ReadOnly {
-		flags |= nbdReadOnly
-	} else {
-		flags |= nbdSendFUA | nbdSendTrim | nbdSendWriteZeroes | nbdSendFastZero
-	}
+	flags := c.server.flags()
 	if c.structured {
 		flags |= nbdSendDF
 	}

@@ -108,14 +108,20 @@ func pause(ctx context.Context, d time.Duration) {
 // done (ctx's cause). It closes conn, and returns only when no request of the client's is under way any more.
 // Failures of the disk do not end it: they are reported to the client, to options.Faulted and by Fault.
 func (s *NBDServer) ServeConn(ctx context.Context, conn net.Conn) error {
+	return s.serveConn(ctx, conn, false)
+}
+
+// serveConn serves a client that has settled its terms, as Linux's own does by other ways, or is yet to do so.
+func (s *NBDServer) serveConn(ctx context.Context, conn net.Conn, settled bool) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
 	c := &nbdConn{
-		server: s,
-		conn:   conn,
-		in:     bufio.NewReaderSize(conn, nbdReadBuffer),
-		size:   s.disk.Size(),
+		server:  s,
+		conn:    conn,
+		in:      bufio.NewReaderSize(conn, nbdReadBuffer),
+		size:    s.disk.Size(),
+		settled: settled,
 	}
 	err := c.serve(ctx)
 	switch {
@@ -127,6 +133,15 @@ func (s *NBDServer) ServeConn(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("serving NBD: %w", err)
 	}
 	return nil
+}
+
+// flags says what the export can do.
+func (s *NBDServer) flags() uint16 {
+	flags := uint16(nbdHasFlags | nbdSendFlush | nbdCanMultiConn)
+	if s.options.ReadOnly {
+		return flags | nbdReadOnly
+	}
+	return flags | nbdSendFUA | nbdSendTrim | nbdSendWriteZeroes | nbdSendFastZero
 }
 
 // report keeps the first fault and tells the owner of every one.
