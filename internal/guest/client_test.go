@@ -129,6 +129,9 @@ func TestClockIsSetAgain(t *testing.T) {
 		if n := len(wakes) - 1; err != nil || n < want || n > clockTries+1 || !report.Thawed || report.Time != int64(len(wakes)) {
 			t.Fatalf("slow until %d: %d requests, want %d; %+v, %v", slow, n, want, report, err)
 		}
+		if slack := c.ClockSlack(); slack <= 0 || slow == 100 && slack < 2*clockSlack || len(wakes)-1 < clockTries+1 && slack > clockSlack {
+			t.Errorf("slow until %d: after %d requests the clock may be off by %v", slow, len(wakes)-1, slack)
+		}
 		for i, id := range wakes[1:] {
 			if id.Hold || id.Hostname != "" || id.Time <= wakes[i].Time || (len(id.Entropy) > 0) != (i > 0) {
 				t.Errorf("slow until %d: request %d is %+v", slow, i+1, id)

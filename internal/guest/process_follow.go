@@ -14,7 +14,7 @@ import (
 )
 
 // killTimeout bounds the killing of a process whose context has ended.
-const killTimeout = 5 * time.Second
+const killTimeout = 30 * time.Second
 
 // events are the two kinds of streams that follow a process.
 type events interface {

@@ -186,7 +186,7 @@ func (c *canary) wake(ctx context.Context, planted *snapshot.Snapshot, last bool
 	if err != nil {
 		return found, err
 	}
-	c.add("the clock is right", off <= clockLimit, "off by %v, the time that asking takes left aside", off.Round(time.Millisecond))
+	c.add("the clock is right", off <= max(clockLimit, s.Agent().ClockSlack()), "off by %v, the time that asking takes left aside", off.Round(time.Millisecond))
 	return found, c.secrets(ctx, s, &found)
 }
 

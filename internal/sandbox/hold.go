@@ -57,8 +57,8 @@ func (s *Sandbox) park(ctx context.Context) error {
 	return s.hand(ctx, s.client.WakeStill)
 }
 
-// releaseTimeout bounds what takes a warm guest some milliseconds.
-const releaseTimeout = 10 * time.Second
+// releaseTimeout bounds what takes a warm guest some milliseconds, unless the host is busy.
+const releaseTimeout = 60 * time.Second
 
 // Release lets a held machine run, with env added to the environment of what is started from now on. When it returns the guest has confirmed its clock, its
 // fresh entropy and a new generation, and its user processes run. A machine that can't be released is ended.
