@@ -17,7 +17,7 @@ const (
 	// agentReserve is memory, of what is free after booting, that user processes can't have, so that a guest full of them still answers its host.
 	agentReserve = 16 << 20
 
-	// spareMemory is for processes that are started when all others have used up theirs. What fills memory need not be a process that the kernel could end:
+	// spareMemory is for processes that are started when all others have used up theirs, or are too many. What fills memory need not be a process that the kernel could end:
 	// files of a tmpfs stay, and somebody has to be able to remove them.
 	spareMemory = 16 << 20
 
@@ -25,7 +25,7 @@ const (
 	leastRoom = 4 << 20
 )
 
-// MemoryGuard keeps a guest usable whose processes want more memory than there is.
+// MemoryGuard keeps a guest usable whose processes want more memory than there is, or are more than it can bear (see crowd.go).
 //
 // At its limit the kernel takes back what it can read again, the code of running programs first of all, and as long as it finds some it sees no reason to
 // end a process. In a guest without swap, full of data, programs then do little but read their own code from the disk, for minutes. The guard sees that they
@@ -46,6 +46,7 @@ type memoryGroup struct {
 	fd    int // of dir, for as long as the machine lives
 	limit int64
 	kills int64 // by the kernel, when the group was last found to wait
+	most  int64 // threads that it may have; 0: there is no limit
 }
 
 // NewMemoryGuard limits the memory of user processes by what is free now.
@@ -59,11 +60,16 @@ func NewMemoryGuard(user *UserCgroup) (*MemoryGuard, error) {
 	if g.user, err = newMemoryGroup(user.path, limit); err != nil {
 		return nil, err
 	}
+	if err := g.user.bound(maxUserProcesses(threadsMax)); err != nil {
+		return nil, err
+	}
 	if limit <= 0 {
 		return g, nil
 	}
-	g.spare, err = newMemoryGroup(filepath.Join(user.root, "spare"), spareMemory)
-	return g, err
+	if g.spare, err = newMemoryGroup(filepath.Join(user.root, "spare"), spareMemory); err != nil {
+		return nil, err
+	}
+	return g, g.spare.bound(spareProcesses)
 }
 
 // newMemoryGroup makes a group unless it is there. No limit is set if it is not positive, or the kernel lacks the controller: the guest works without.
@@ -77,8 +83,7 @@ func newMemoryGroup(dir string, limit int64) (*memoryGroup, error) {
 		return nil, fmt.Errorf("opening the control group %s: %w", name, err)
 	}
 	if limit > 0 {
-		err := write(dir, "memory.max", strconv.FormatInt(limit, 10))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := setLimit(dir, "memory.max", limit); err != nil {
 			return nil, fmt.Errorf("limiting the memory of the control group %s: %w", name, err)
 		}
 	}
@@ -117,14 +122,14 @@ func (m *memoryGroup) cache() (int64, error) {
 }
 
 // Group returns the control group in which the next process is to be born, as a descriptor of its directory: that of all user processes, unless it is so
-// full that nothing could run in it.
+// full, or crowded, that nothing could run in it.
 func (g *MemoryGuard) Group() int {
 	if g.spare == nil {
 		return g.user.fd
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if room, err := g.user.room(); err == nil && room < leastRoom {
+	if room, err := g.user.room(); err == nil && room < leastRoom || g.user.crowded() {
 		g.spared = true
 		return g.spare.fd
 	}

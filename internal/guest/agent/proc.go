@@ -67,6 +67,11 @@ func (s *Server) run(ctx context.Context, cmd *command, cfg *process.ProcessConf
 	}
 	pid, err := s.options.Children.start(ctx, func() (pid int, err error) {
 		pid, p.pidfd, err = spawn(cmd, io, group)
+		if errors.Is(err, unix.EAGAIN) { // the group has filled up since it was chosen
+			group = s.options.Group()
+			p.oomBefore = p.oomKills()
+			pid, p.pidfd, err = spawn(cmd, io, group)
+		}
 		return pid, err
 	})
 	if err != nil {

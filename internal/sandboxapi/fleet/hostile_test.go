@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,23 +35,57 @@ func (d *daemon) launch(id, line string, stdout io.Writer) *guest.Process {
 	return p
 }
 
-// TestHostileGuests has guests do what they can against their host and their neighbours: a neighbour goes on, and they can be ended.
+// TestHostileGuests has guests do what they can against their host and their neighbours: a neighbour goes on, and they themselves answer, sleep and wake.
 func TestHostileGuests(t *testing.T) {
 	d := newDaemon(t, nil)
 	neighbour := d.create(fleet.CreateSpec{})
-	for _, c := range []struct {
-		name, line string
-		survives   bool // it still answers afterwards, and can sleep and wake
-	}{
-		{"fork bomb", `b() { b | b & }; b`, false},
-		{"full disk", `dd if=/dev/zero of=/full bs=64k 2>/dev/null; dd if=/dev/zero of=/full2 bs=1k 2>/dev/null`, true},
-		{"all memory", `mkdir /m; mount -t tmpfs none /m; dd if=/dev/zero of=/m/x bs=64k 2>/dev/null; tail -c 1000000000 /dev/zero`, true},
-		{"deaf to signals", `trap '' TERM INT HUP QUIT; while :; do :; done`, true},
+	// How many processes there may be, how often one more was refused, and how many there are. A shell reads that without any other process.
+	const (
+		most   = "read n < /sys/fs/cgroup/user/pids.max; echo $n"
+		missed = "read name n < /sys/fs/cgroup/user/pids.events; echo $n"
+		here   = "read n < /sys/fs/cgroup/user/pids.current; echo $n"
+	)
+	t.Run("fork bomb", func(t *testing.T) {
+		i := d.create(fleet.CreateSpec{})
+		if n, err := strconv.Atoi(d.sh(i.ID, most)); err != nil || n < 100 {
+			t.Fatalf("it may have %d processes, %v", n, err)
+		}
+		d.launch(i.ID, `b() { b | b & }; b`, nil)
+		for _, when := range []string{"at first", "after its sleep"} {
+			before := d.sh(i.ID, missed)
+			eventually(t, "it has come up against its limit", func() bool { return d.sh(i.ID, missed) != before })
+			if got := d.sh(neighbour.ID, "echo fine"); got != "fine" {
+				t.Errorf("%s: its neighbour says %q", when, got)
+			}
+			if got := d.sh(i.ID, "echo here | cat"); got != "here" {
+				t.Errorf("%s: it says %q", when, got)
+			}
+			if _, err := d.Pause(t.Context(), i.ID); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := d.Connect(t.Context(), i.ID, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Its owner puts an end to it, and has it as it was.
+		d.sh(i.ID, "kill -9 -1")
+		eventually(t, "they have ended", func() bool { n, err := strconv.Atoi(d.sh(i.ID, here)); return err == nil && n < 10 })
+		if got := d.sh(i.ID, "cat /proc/self/cgroup"); got != "0::/user" {
+			t.Errorf("another command is in %q", got)
+		}
+		if err := d.Kill(t.Context(), i.ID); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, c := range []struct{ name, line string }{
+		{"full disk", `dd if=/dev/zero of=/full bs=64k 2>/dev/null; dd if=/dev/zero of=/full2 bs=1k 2>/dev/null`},
+		{"all memory", `mkdir /m; mount -t tmpfs none /m; dd if=/dev/zero of=/m/x bs=64k 2>/dev/null; tail -c 1000000000 /dev/zero`},
+		{"deaf to signals", `trap '' TERM INT HUP QUIT; while :; do :; done`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := d.create(fleet.CreateSpec{})
 			p := d.launch(i.ID, c.line, nil)
-			if c.survives && c.name != "deaf to signals" {
+			if c.name != "deaf to signals" {
 				if _, err := p.Wait(); err != nil {
 					t.Fatal(err)
 				}
@@ -60,15 +95,13 @@ func TestHostileGuests(t *testing.T) {
 			if got := d.sh(neighbour.ID, "echo fine"); got != "fine" {
 				t.Errorf("its neighbour says %q", got)
 			}
-			if c.survives {
-				if got := d.sh(i.ID, "echo here"); got != "here" {
-					t.Errorf("it says %q", got)
-				}
-				if _, err := d.Pause(t.Context(), i.ID); err != nil {
-					t.Error(err)
-				} else if _, _, err := d.Connect(t.Context(), i.ID, 0); err != nil {
-					t.Error(err)
-				}
+			if got := d.sh(i.ID, "echo here"); got != "here" {
+				t.Errorf("it says %q", got)
+			}
+			if _, err := d.Pause(t.Context(), i.ID); err != nil {
+				t.Error(err)
+			} else if _, _, err := d.Connect(t.Context(), i.ID, 0); err != nil {
+				t.Error(err)
 			}
 			if c.name == "deaf to signals" {
 				p := d.launch(i.ID, c.line, nil)
