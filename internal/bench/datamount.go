@@ -135,9 +135,9 @@ func loopMount(image, dir string) (unmount func() error, err error) {
 	return func() error { return unix.Unmount(dir, 0) }, nil
 }
 
-// sporeMount mounts a snapshot's disk as a user does.
+// sporeMount mounts a snapshot's disk as a user does, by FUSE.
 func sporeMount(ctx context.Context, root string, id uuid.UUID, dir string) (end func() error, err error) {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "mount", id.String(), dir, "--store", root, "--quiet")
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "mount", id.String(), dir, "--via", "fuse", "--store", root, "--quiet")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -24,10 +24,10 @@ const (
 
 // MountOptions are how a disk is mounted.
 type MountOptions struct {
-	Writable bool // the Base is a Disk
-	Format   int  // make a new file system of blocks of so many bytes first; 0: there is one
-	Verify   bool // have e2fsck look at it first
-	Via      Via
+	Writable bool   // the Base is a Disk
+	Format   int    // make a new file system of blocks of so many bytes first; 0: there is one
+	Verify   bool   // have e2fsck look at it first
+	Via      Via    // "" is ViaAuto
 	Mark     string // what nobody else calls a disk: ReleaseNBD finds the device by it, should this process be killed. For all ways but FUSE.
 	Trace    *log.Logger
 }
