@@ -172,3 +172,17 @@ func TestPrivateStays(t *testing.T) {
 		}
 	}
 }
+
+// TestPrivateNeedsSecure makes no sandbox whose ports want a token while its agent, which can reach them, wants none.
+func TestPrivateNeedsSecure(t *testing.T) {
+	_, web := served(t, nil)
+	for body, want := range map[string]int{
+		`{"templateID":"py","network":{"allowPublicTraffic":false}}`:               400,
+		`{"templateID":"py","secure":true,"network":{"allowPublicTraffic":false}}`: 201,
+		`{"templateID":"py","network":{"allowPublicTraffic":true}}`:                201,
+	} {
+		if a := ask(t, web, "POST", "/sandboxes", body, nil); a.status != want {
+			t.Errorf("%s: %d %s, want %d", body, a.status, a.body, want)
+		}
+	}
+}

@@ -37,6 +37,9 @@ func (s routes) create(w http.ResponseWriter, r *http.Request, secure bool) {
 	case len(q.Network.AdditionalProperties) > 0:
 		refuseNetwork(w, "allowOut, denyOut and allowPublicTraffic")
 		return
+	case isFalse(q.Network.AllowPublicTraffic) && !secure && !q.Secure: // whoever may start a process reaches every port from within
+		refuse(w, "network: ports that want a token are no use where the agent wants none", "set secure as well")
+		return
 	}
 	spec := fleet.CreateSpec{
 		Template: q.TemplateID, Owner: caller(r.Context()), Timeout: seconds(q.Timeout), OnTimeout: fleet.Kill, AutoResume: q.AutoResume.Enabled,
