@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,8 +117,8 @@ func (a *app) each(ctx context.Context, refs []string, do doing) error {
 	done, errs := []sandboxID{}, []error{}
 	for _, ref := range refs {
 		id, err := do(ctx, c, failed, ref)
-		if failed != nil && errors.Is(err, failed) {
-			return errors.Join(append(errs, err)...) // so it would be with all of them
+		if failed != nil && errors.Is(err, failed) && slices.ContainsFunc(errs, func(before error) bool { return errors.Is(before, failed) }) {
+			continue // that there is no daemon is said once, for all that only one would know
 		}
 		if err != nil {
 			errs = append(errs, err)

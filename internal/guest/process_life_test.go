@@ -34,10 +34,17 @@ func TestWhatIsLeftBehindGoesOn(t *testing.T) {
 	waitFor(t, "what was left behind", func() bool { _, err := os.Stat(filepath.Join(dir, "mark")); return err == nil })
 }
 
-func TestFloodLeftBehindDoesNotHideTheEnd(t *testing.T) {
+func TestFloodLeftBehindDoesNotHideTheEnd(t *testing.T) { testLeftBehind(t, "yes") }
+
+// A trickle never falls silent for as long as the agent waits for silence.
+func TestTrickleLeftBehindDoesNotHideTheEnd(t *testing.T) {
+	testLeftBehind(t, "while :; do echo on and on; sleep 0.01; done")
+}
+
+func testLeftBehind(t *testing.T, writes string) {
 	c := session(t)
 	dir := t.TempDir()
-	p, err := c.Start(t.Context(), Command{Args: sh("yes & echo $! >" + dir + "/pid")})
+	p, err := c.Start(t.Context(), Command{Args: sh("{ " + writes + "; } & echo $! >" + dir + "/pid")})
 	if err != nil {
 		t.Fatal(err)
 	}

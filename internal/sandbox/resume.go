@@ -104,10 +104,10 @@ func (h *Host) compatible(ctx context.Context, meta snapshot.Metadata, accel vmm
 		return &EngineError{err}
 	}
 	have, err := engine.Describe(ctx, meta.Arch, accel)
-	if ctx.Err() != nil {
-		return err
-	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx) // the engine may be a good one
+	case err != nil:
 		return &EngineError{err}
 	}
 	return meta.Compatible(hostInfo(meta.Arch, have))

@@ -208,7 +208,11 @@ func (d *draft) Commit(ctx context.Context) error {
 		return fail("publishing", d.id, "", ErrOver)
 	}
 	if err := d.publish(ctx); err != nil {
-		return errors.Join(fail("publishing", d.id, "", err), d.end())
+		end := d.end
+		if d.kept && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			end = d.keep // nothing is wrong with it
+		}
+		return errors.Join(fail("publishing", d.id, "", err), end())
 	}
 	d.over = true
 	d.release()

@@ -144,6 +144,14 @@ func (d *draft) Keep() error {
 	if d.over {
 		return nil
 	}
+	return d.keep()
+}
+
+// keep is Keep by whoever holds the mutex.
+func (d *draft) keep() error {
+	if d.files[Manifest] != nil { // the next writes its own
+		_ = unix.Unlinkat(int(d.folder.Fd()), Manifest, 0)
+	}
 	if left, _, err := measure(d.path); !d.kept || d.broken != nil || err != nil || left == 0 {
 		return fail("giving up", d.id, "", d.end())
 	}

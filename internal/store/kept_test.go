@@ -96,6 +96,29 @@ func finish(t testing.TB, draft store.KeptDraft) {
 	}
 }
 
+// TestKeptWhenCutShort interrupts a copy at its very end: all that it has brought is there for the next.
+func TestKeptWhenCutShort(t *testing.T) {
+	d, id := openDir(t, t.TempDir()), uuid.New()
+	draft := beginKept(t, d, id)
+	goOn(t, draft, "memfile", "", "memory")
+	f, err := draft.Create(store.Manifest)
+	if err == nil {
+		_, err = io.WriteString(f, "{}")
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := draft.Commit(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("publishing when nobody wants it any more: %v", err)
+	}
+	draft = beginKept(t, d, id)
+	goOn(t, draft, "memfile", "memory", ", all of it")
+	finish(t, draft)
+	wantFiles(t, d, id, map[string]string{"memfile": "memory, all of it", store.Manifest: "{}"})
+}
+
 // wantFiles wants all that is in the store to be some files of a snapshot.
 func wantFiles(t testing.TB, d *store.Dir, id uuid.UUID, want map[string]string) {
 	t.Helper()

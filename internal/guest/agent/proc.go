@@ -151,6 +151,7 @@ func (p *proc) pumpUntilSettled(f *os.File, event func([]byte) *process.ProcessE
 	}
 	var since time.Time // when this pump learned that the process is dead
 	late := 0           // bytes read after that
+	read := conn.Read
 	for {
 		var limit time.Time
 		select {
@@ -159,14 +160,17 @@ func (p *proc) pumpUntilSettled(f *os.File, event func([]byte) *process.ProcessE
 			if since.IsZero() {
 				since = now
 			}
-			if late > maxPipe && now.Sub(since) > settleMax {
-				return
+			if now.Sub(since) > settleMax {
+				if late > maxPipe {
+					return
+				}
+				read = once(conn) // a pipe that is found empty holds nothing of the process's any more, whoever goes on writing
 			}
 			limit = now.Add(settleIdle)
 			f.SetReadDeadline(limit)
 		default:
 		}
-		c, n, err := readChunk(conn.Read)
+		c, n, err := readChunk(read)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			// The waiter's own wake-up call comes as a deadline too: only a
 			// deadline set here, and reached, means silence.
