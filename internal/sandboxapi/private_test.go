@@ -108,6 +108,15 @@ func TestPrivatePorts(t *testing.T) {
 	if got := dialled.say("GET / HTTP/1.0\r\n\r\n"); !strings.HasPrefix(got, "HTTP/1.0 200") {
 		t.Errorf("dialled: %q", got)
 	}
+	// Asleep, it says so to whom it would admit.
+	if a := ask(t, web, "POST", "/sandboxes/"+s.SandboxID+"/pause", "", nil); a.status != 204 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	for token, want := range map[string]int{s.TrafficAccessToken: 409, "": 403} {
+		if a := ask(t, web, "GET", "/", "", into(s, p, "E2b-Traffic-Access-Token", token)); a.status != want {
+			t.Errorf("asleep, with the token %q: %d %s, want %d", token, a.status, a.body, want)
+		}
+	}
 	web.Close() // requests are logged when they have been answered
 	for _, secret := range []string{s.TrafficAccessToken, other.TrafficAccessToken} {
 		if strings.Contains(logged.String(), secret) {

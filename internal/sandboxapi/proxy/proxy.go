@@ -132,15 +132,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	info, err := p.sandboxes.Get(r.Context(), t.Sandbox)
+	if err == nil && !admitted(r, info) { // a stranger does not learn how it is either
+		answer.Error(w, http.StatusForbidden, "the ports of this sandbox want its token", "send the trafficAccessToken that it was made with as "+HeaderTraffic)
+		return
+	}
 	if err == nil {
 		err = alive(info)
 	}
 	if err != nil {
 		answer.Failure(w, r, err, http.StatusBadGateway)
-		return
-	}
-	if !admitted(r, info) {
-		answer.Error(w, http.StatusForbidden, "the ports of this sandbox want its token", "send the trafficAccessToken that it was made with as "+HeaderTraffic)
 		return
 	}
 	p.forward(w, r, t, p.ports, &url.URL{Scheme: "http", Host: net.JoinHostPort(t.Sandbox, strconv.Itoa(t.Port))})
