@@ -131,6 +131,9 @@ func sweepOne(path string, log *slog.Logger, abandoned func(path string) error) 
 		return err
 	}
 	defer lock.Close()
+	if !isOurs(lock) {
+		return nil
+	}
 	if err := flock.Try(lock, flock.Exclusive); errors.Is(err, flock.ErrHeld) {
 		return nil
 	} else if err != nil {
@@ -143,6 +146,12 @@ func sweepOne(path string, log *slog.Logger, abandoned func(path string) error) 
 		}
 	}
 	return errors.Join(endOrphan(filepath.Join(path, vmmName)), os.RemoveAll(path))
+}
+
+// isOurs tells whether a folder belongs to whom we run as. Others may be able to make some in a run folder, and what they write there must not decide which process is ended.
+func isOurs(folder *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(folder.Fd()), &st) == nil && int(st.Uid) == os.Geteuid()
 }
 
 // sweepLocks removes lock files (see lockFile) that nobody holds.

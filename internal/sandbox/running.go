@@ -85,6 +85,9 @@ func readRunning(dir string) (r Running, ok bool) {
 		return r, false
 	}
 	defer lock.Close()
+	if !isOurs(lock) {
+		return r, false
+	}
 	if err := flock.Try(lock, flock.Shared); !errors.Is(err, flock.ErrHeld) {
 		return r, false // nobody's
 	}

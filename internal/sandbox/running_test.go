@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,6 +62,40 @@ func TestListRunning(t *testing.T) {
 	}
 	if all, err := ListRunning(filepath.Join(root, "nowhere")); err != nil || len(all) > 0 {
 		t.Errorf("where there is nothing: %v, %v", all, err)
+	}
+}
+
+// TestFoldersOfOthers leaves alone what another user may have put into a run folder: a record of some process of ours is no reason to end that.
+func TestFoldersOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("giving a folder to somebody else takes root")
+	}
+	root, victim := t.TempDir(), sleep(t)
+	for _, held := range []bool{true, false} {
+		d, err := newRunDir(root)
+		if err == nil {
+			err = d.record(victim.Process.Pid, Running{ID: uuid.New(), Owner: victim.Process.Pid})
+		}
+		if err = errors.Join(err, os.Chown(d.path, 1, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if held {
+			defer d.lock.Close()
+		} else {
+			d.lock.Close()
+		}
+	}
+	if all, err := ListRunning(root); err != nil || len(all) > 0 {
+		t.Errorf("listed are %+v, %v", all, err)
+	}
+	if err := sweep(root, slog.New(slog.DiscardHandler), nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := startTime(victim.Process.Pid); err != nil {
+		t.Errorf("the process was ended: %v", err)
+	}
+	if left := entries(t, root); len(left) != 2 {
+		t.Errorf("left are %v", left)
 	}
 }
 
