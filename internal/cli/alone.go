@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sporevm/spore/internal/sandbox"
 	"github.com/sporevm/spore/internal/sandboxapi/client"
@@ -69,10 +70,15 @@ func (a *app) find(ctx context.Context, c *client.Client, failed error, ref stri
 	return "", &client.Error{Status: http.StatusNotFound, Message: fmt.Sprintf("there is no sandbox %q: spore ps shows those that there are", prefix)}
 }
 
+// endPatience is how long a command may take to end its machine.
+const endPatience = 2 * time.Minute
+
 // kill ends a sandbox, or the command that one belongs to.
 func (a *app) kill(ctx context.Context, c *client.Client, failed error, ref string) (string, error) {
 	id, err := a.find(ctx, c, failed, ref)
 	if mine := (*aloneError)(nil); errors.As(err, &mine) {
+		ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("process %d has not ended in %v: kill -9 %d ends it, and its machine with it", mine.Owner, endPatience, mine.Owner))
+		defer cancel()
 		return hexID(mine.Running), mine.End(ctx)
 	}
 	if err != nil {

@@ -83,7 +83,7 @@ func (a *app) fork(ctx context.Context, ref string, f forkFlags) error {
 	begin := time.Now()
 	c, id, err := a.onSandbox(ctx, ref)
 	var forks []openapi.ForkResult
-	if noSandbox := err; c != nil && is[*client.Error](noSandbox) {
+	if noSandbox := err; c != nil && (is[*client.Error](noSandbox) || is[*aloneError](noSandbox)) {
 		if forks, err = createAll(ctx, c, f.n, spec); answered(err, http.StatusNotFound) {
 			err = errors.Join(noSandbox, err) // it may have been meant as either
 		}
