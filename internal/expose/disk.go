@@ -1,5 +1,5 @@
-// Package expose shows a disk to those who use it: to QEMU over NBD, to Firecracker and to the kernel as a FUSE file, and through a copy-on-write Overlay that leaves
-// what lies below untouched.
+// Package expose shows a disk to those who use it: to QEMU over NBD, to Firecracker as a FUSE file, and to the kernel, which mounts it, by either. An Overlay
+// is a copy-on-write disk that leaves what lies below untouched.
 //
 // A Disk is what an exposure serves. An Overlay is the Disk of a running machine: reads come from an immutable base (a snapshot's root file
 // system, or an Overlay frozen earlier) until a block is written; written blocks live in a sparse file without a name, so that nothing is left

@@ -79,18 +79,7 @@ func TestGoodbyeWaitsForReplies(t *testing.T) {
 // start serves disk to a client at the other end of a connection, and returns that end and how the server ends.
 func start(t *testing.T, ctx context.Context, disk expose.Disk) (*net.UnixConn, <-chan error) {
 	t.Helper()
-	ours, file, err := expose.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := net.FileConn(file)
-	file.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { theirs.Close() })
-	ended := make(chan error, 1)
-	go func() { ended <- expose.NewNBDServer(disk, expose.NBDOptions{}).ServeConn(ctx, ours) }()
+	theirs, ended := connect(t, ctx, expose.NewNBDServer(disk, expose.NBDOptions{}))
 	return theirs.(*net.UnixConn), ended
 }
 

@@ -193,17 +193,7 @@ func TestExportNameOfOldClients(t *testing.T) {
 func TestHandshakeLimitEndsWithIt(t *testing.T) {
 	for limit := 500 * time.Millisecond; ; limit *= 4 {
 		server := expose.NewNBDServer(exposetest.Overlay(t, make([]byte, 4096)), expose.NBDOptions{Handshake: limit})
-		ours, file, err := expose.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs, err := net.FileConn(file)
-		file.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- server.ServeConn(context.Background(), ours) }()
+		theirs, ended := connect(t, context.Background(), server)
 		client, err := dialNBD(theirs, "", true)
 		if err != nil {
 			theirs.Close()

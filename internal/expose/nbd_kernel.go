@@ -64,6 +64,7 @@ func attachKernel(base Base, writable bool, mark string, trace *log.Logger) (*ke
 		}
 	}()
 	if err := d.connect(connection{size: base.Size(), flags: server.flags(), timeout: uint64(kernelPatience / time.Second), socket: theirs.Fd(), mark: mark}); err != nil {
+		err = errors.Join(err, ReleaseNBD(mark)) // there may be a device of which we were not told
 		d.stop()
 		return nil, err
 	}

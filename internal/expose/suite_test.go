@@ -42,8 +42,8 @@ func TestSwitchItself(t *testing.T) {
 	exposetest.Run(t, func(_ *testing.T, disk expose.Disk) expose.Disk { return expose.NewSwitch(disk) })
 }
 
-// serve serves disk over a pair of sockets until the test ends, and checks that the server ends properly then.
-func serve(t testing.TB, server *expose.NBDServer) net.Conn {
+// connect has a server serve a client over a pair of sockets, and returns the client's end and how the server ends.
+func connect(t testing.TB, ctx context.Context, server *expose.NBDServer) (net.Conn, <-chan error) {
 	t.Helper()
 	ours, file, err := expose.Pair()
 	if err != nil {
@@ -54,8 +54,16 @@ func serve(t testing.TB, server *expose.NBDServer) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { theirs.Close() })
 	ended := make(chan error, 1)
-	go func() { ended <- server.ServeConn(context.Background(), ours) }()
+	go func() { ended <- server.ServeConn(ctx, ours) }()
+	return theirs, ended
+}
+
+// serve serves disk over a pair of sockets until the test ends, and checks that the server ends properly then.
+func serve(t testing.TB, server *expose.NBDServer) net.Conn {
+	t.Helper()
+	theirs, ended := connect(t, context.Background(), server)
 	t.Cleanup(func() {
 		theirs.Close()
 		if err := <-ended; err != nil {

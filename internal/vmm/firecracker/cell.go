@@ -239,7 +239,7 @@ func (m *Machine) spawnJailed(ctx context.Context, j *jails, f facts, c vmm.Conf
 		}
 	}()
 	if c.Uffd != "" {
-		if err := hostUserfaults.allowJailed(); err != nil {
+		if err := hostUserfaults().allowJailed(); err != nil {
 			return err
 		}
 	}

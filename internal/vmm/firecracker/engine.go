@@ -46,14 +46,14 @@ func (e *Engine) Name() string { return Name }
 func (e *Engine) Needs() vmm.Needs {
 	n := vmm.Needs{DiskFile: true, ELFKernel: true, Served: true, User: os.Geteuid()}
 	if e.jail != nil {
-		n.NewUser, n.MayServe = e.jail.newUser, hostUserfaults.allowJailed
+		n.NewUser, n.MayServe = e.jail.newUser, hostUserfaults().allowJailed
 		return n
 	}
 	who := unprivileged()
 	if who != nil {
 		n.User = int(who.Uid)
 	}
-	n.MayServe = func() error { return hostUserfaults.allow(who) }
+	n.MayServe = func() error { return hostUserfaults().allow(who) }
 	return n
 }
 

@@ -38,7 +38,7 @@ func TestHowFar(t *testing.T) {
 	file := start(t, e, thawed(t, state, memory))
 	t.Logf("loaded with File it has gone on to %d", vmmtest.WaitCount(t, file, count))
 	file.Close()
-	if err := hostUserfaults.allow(unprivileged()); err != nil {
+	if err := hostUserfaults().allow(unprivileged()); err != nil {
 		t.Logf("it can't be loaded with Uffd here: %v", err)
 	} else {
 		s := serveMemory(t, memory)

@@ -36,7 +36,7 @@ func realBinary(t *testing.T) string {
 // needServing skips a test where the VMM may not have its memory served.
 func needServing(t *testing.T) {
 	t.Helper()
-	if err := hostUserfaults.allow(unprivileged()); err != nil {
+	if err := hostUserfaults().allow(unprivileged()); err != nil {
 		t.Skip(err)
 	}
 }

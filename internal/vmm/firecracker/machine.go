@@ -74,7 +74,7 @@ func (m *Machine) spawn(ctx context.Context, e *Engine, f facts, c vmm.Config) (
 	}
 	who := unprivileged()
 	if c.Uffd != "" {
-		err = hostUserfaults.allow(who)
+		err = hostUserfaults().allow(who)
 	}
 	if err != nil {
 		if c.Disk != nil {

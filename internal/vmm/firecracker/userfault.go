@@ -15,7 +15,9 @@ import (
 // userfaults is where a VMM asks the kernel to have its page faults handled: it opens the device, and makes a system call where there is none, as before Linux 6.1.
 type userfaults struct{ device, sysctl string }
 
-var hostUserfaults = userfaults{"/dev/userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd"}
+func hostUserfaults() userfaults {
+	return userfaults{"/dev/userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd"}
+}
 
 // UnservedError says why no VMM may have its memory served page by page on this host, and what mends that.
 type UnservedError struct{ Why, Fix string }
