@@ -44,23 +44,7 @@ func TestPagesWithDisk(t *testing.T) {
 
 // TestPagesWithDiskGolden holds lists with blocks of the disk to their bytes.
 func TestPagesWithDiskGolden(t *testing.T) {
-	path := filepath.Join("testdata", "disk.prefetch")
-	p := list(7, 8, 9, 1000, 3).WithDisk(list(0, 1, 77, 5))
-	if os.Getenv("UPDATE") != "" {
-		if err := os.WriteFile(path, snapshot.EncodePages(p), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	golden, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(snapshot.EncodePages(p), golden) {
-		t.Error("it is encoded in another way: that needs a new version")
-	}
-	if got, err := snapshot.DecodePages(golden); err != nil || !slices.Equal(got, p) {
-		t.Errorf("read %v, %v", got, err)
-	}
+	testGolden(t, "disk.prefetch", list(7, 8, 9, 1000, 3).WithDisk(list(0, 1, 77, 5)))
 }
 
 // TestPagesWithDiskAsBefore reads such a list as those did who knew of memory alone:

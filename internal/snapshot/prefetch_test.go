@@ -48,8 +48,12 @@ func TestPages(t *testing.T) {
 
 // TestPagesGolden holds version 1 of the format to its bytes.
 func TestPagesGolden(t *testing.T) {
-	path := filepath.Join("testdata", "memfile.prefetch")
-	p := list(7, 8, 9, 1000, 1001, 3, 4, 5, 6, 131071)
+	testGolden(t, "memfile.prefetch", list(7, 8, 9, 1000, 1001, 3, 4, 5, 6, 131071))
+}
+
+func testGolden(t *testing.T, name string, p snapshot.Pages) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
 	if os.Getenv("UPDATE") != "" {
 		if err := os.WriteFile(path, snapshot.EncodePages(p), 0o644); err != nil {
 			t.Fatal(err)
