@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 )
 
 // A program that forks without end takes all processes that the kernel allows, and most of the memory with them: then nobody can start anything, and the
@@ -14,6 +15,9 @@ import (
 const (
 	userShare      = 4  // threads of user processes are one in so many, at most, of those that the kernel allows
 	spareProcesses = 64 // and so many there may be in the spare group
+
+	calmProcesses = 16          // are no crowd, whatever was before
+	crowdMemory   = time.Minute // is how long after a process was refused there may be a crowd again at any moment
 )
 
 // threadsMax tells how many threads the kernel allows. It follows from the guest's memory: the kernel's stacks of so many would fill an eighth of that.
@@ -53,15 +57,21 @@ func setLimit(dir, file string, limit int64) error {
 	return err
 }
 
-// crowded tells whether the group has so many threads that another process could hardly start any.
-func (m *memoryGroup) crowded() bool {
+// crowded tells whether the group has so many threads that another process could hardly start any, or may have at any moment: how many a program that forks
+// without end has goes up and down, since most programs end where they may not fork.
+func (m *memoryGroup) crowded(now time.Time) bool {
 	if m.most == 0 {
 		return false
+	}
+	if events, err := readAt(m.fd, "pids.events"); err == nil {
+		if n, ok := counter(events, "max"); ok && n != m.refused {
+			m.refused, m.refusedAt = n, now
+		}
 	}
 	text, err := readAt(m.fd, "pids.current")
 	if err != nil {
 		return false
 	}
 	n, err := parseCount(text)
-	return err == nil && n >= m.most-m.most/8
+	return err == nil && (n >= m.most-m.most/8 || n > calmProcesses && m.refused > 0 && now.Sub(m.refusedAt) < crowdMemory)
 }

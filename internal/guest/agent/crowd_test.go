@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A process is born in the spare group while the others are so many that it could start none of its own.
@@ -36,6 +37,21 @@ func TestCrowd(t *testing.T) {
 		there(c.text)
 		if g.Group() != c.group.fd {
 			t.Errorf("of %q processes: the next one is born in the wrong group", c.text)
+		}
+	}
+	// Where one was refused a short while ago, only a few are no crowd.
+	now := time.Now()
+	if err := os.WriteFile(filepath.Join(g.user.dir, "pids.events"), []byte("max 3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		text    string
+		after   time.Duration
+		crowded bool
+	}{{"17\n", 0, true}, {"16\n", time.Second, false}, {"17\n", crowdMemory - 1, true}, {"17\n", crowdMemory, false}, {"174\n", crowdMemory, false}, {"175\n", crowdMemory, true}} {
+		there(c.text)
+		if got := g.user.crowded(now.Add(c.after)); got != c.crowded {
+			t.Errorf("%q processes %v after one was refused: crowded is %t", c.text, c.after, got)
 		}
 	}
 	// A kernel without the controller.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +48,9 @@ type memoryGroup struct {
 	limit int64
 	kills int64 // by the kernel, when the group was last found to wait
 	most  int64 // threads that it may have; 0: there is no limit
+
+	refused   int64     // how many more it was not allowed, when that was last looked at
+	refusedAt time.Time // when that was found to have grown
 }
 
 // NewMemoryGuard limits the memory of user processes by what is free now.
@@ -129,7 +133,7 @@ func (g *MemoryGuard) Group() int {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if room, err := g.user.room(); err == nil && room < leastRoom || g.user.crowded() {
+	if room, err := g.user.room(); err == nil && room < leastRoom || g.user.crowded(time.Now()) {
 		g.spared = true
 		return g.spare.fd
 	}
